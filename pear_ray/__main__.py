@@ -1,0 +1,7 @@
+"""`python -m pear_ray` is `pear`."""
+
+import sys
+
+from pear_ray.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The pure core: tensors in, tensors out; no Ray, no engines, no files."""

@@ -1,0 +1,94 @@
+"""Which rows go together: microbatches of like length, and a fair share for each rank."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def length_sorted_microbatches(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Row indices per microbatch, longest rows first, each costing at most `max_tokens`.
+
+    The cost is the padded one, rows times longest row. Every row appears exactly once and the
+    result depends on `lengths` alone. The longest row comes first, so memory peaks at the start.
+
+    Raises:
+        ValueError: A row alone is longer than `max_tokens`, or a length is negative.
+    """
+    for row, length in enumerate(lengths):
+        if not 0 <= length <= max_tokens:
+            raise ValueError(
+                f"row {row} has {length} tokens, not 0 to max_tokens={max_tokens}; raise "
+                "max_tokens, or leave the row out before training"
+            )
+    microbatches: list[list[int]] = []
+    longest = 0
+    for row in _longest_first(lengths):
+        if microbatches and (len(microbatches[-1]) + 1) * longest <= max_tokens:
+            microbatches[-1].append(row)
+        else:
+            microbatches.append([row])
+            longest = lengths[row]
+    return microbatches
+
+
+def split_for_ranks(lengths: Sequence[int], *, num_ranks: int) -> list[list[int]]:
+    """Row indices per rank: equal numbers of rows (one more at most) and nearly equal tokens.
+
+    Rows are dealt in rounds, longest first, the longest of a round to the rank with the fewest
+    tokens so far. Every row appears exactly once; the result depends on the arguments alone.
+
+    Raises:
+        ValueError: `num_ranks` is below 1.
+    """
+    if num_ranks < 1:
+        raise ValueError(f"num_ranks={num_ranks} leaves nobody to train; use 1 or more")
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    order = _longest_first(lengths)
+    for start in range(0, len(order), num_ranks):
+        ranks = sorted(range(num_ranks), key=lambda rank: (loads[rank], rank))
+        for rank, row in zip(ranks, order[start : start + num_ranks], strict=False):
+            shares[rank].append(row)
+            loads[rank] += lengths[row]
+    return [sorted(share) for share in shares]
+
+
+def pad_rows(
+    rows: Sequence[Shaped[Tensor, " _"]],
+    *,
+    pad_value: float | int | bool,
+    padded_length: int | None = None,
+) -> Shaped[Tensor, "row padded"]:
+    """Rows of one dtype side by side, padded on the right with `pad_value`.
+
+    Args:
+        rows: At least one 1-D tensor.
+        pad_value: A value of the rows' dtype: an id, `False` for a mask, 0.0 for log-probs.
+        padded_length: Length of every padded row; the longest row's when None.
+
+    Raises:
+        ValueError: No row, rows of several dtypes, or a row longer than `padded_length`.
+    """
+    if not rows:
+        raise ValueError("no rows to pad; skip this microbatch before it gets here")
+    dtypes = {row.dtype for row in rows}
+    if len(dtypes) > 1:
+        raise ValueError(f"rows have dtypes {sorted(map(str, dtypes))}; make them one dtype first")
+    longest = max(row.numel() for row in rows)
+    width = longest if padded_length is None else padded_length
+    if longest > width:
+        raise ValueError(
+            f"a row has {longest} tokens but padded_length={width}; rows are never truncated, so "
+            "raise padded_length or leave the row out"
+        )
+    padded = torch.full((len(rows), width), pad_value, dtype=rows[0].dtype, device=rows[0].device)
+    for target, row in zip(padded, rows, strict=True):
+        target[: row.numel()] = row
+    return padded
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    """Row indices by falling length; equal lengths keep their order."""
+    return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))

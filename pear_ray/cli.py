@@ -1,0 +1,113 @@
+"""The `pear` command. Importing it and asking for help load no torch, ray or vllm."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pear_ray import __version__
+from pear_ray.config.run import RunConfig, load_run
+from pear_ray.errors import PearRayError
+
+STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
+INTERRUPTED = 130  # the shell's convention for a Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code.
+
+    0: done. 1: a stage failed. 2: the config or an input cannot be used, and nothing was started.
+    """
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        return _dispatch(parsed)
+    except PearRayError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        return INTERRUPTED
+
+
+def _dispatch(parsed: argparse.Namespace) -> int:
+    if parsed.command == "doctor":
+        return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
+    if parsed.command == "status":
+        return _status(parsed.run_dir)
+    config = load_run(parsed.run_file, parsed.overrides)
+    only = None if parsed.command == "run" else parsed.command
+    if parsed.dry_run:
+        return _dry_run(config, only=only)
+    _quieten()
+    pipeline = importlib.import_module("pear_ray.pipeline")
+    run_dir = pipeline.run(config, only=only)
+    report = run_dir / "report" / "report.html"
+    sys.stdout.write(f"run folder: {run_dir}\n")
+    if report.exists():
+        sys.stdout.write(f"report:     {report}\n")
+    return 0
+
+
+def _status(run_dir: Path) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from pear_ray.telemetry.status import render_status  # noqa: PLC0415
+
+    Console().print(render_status(run_dir))
+    return 0
+
+
+def _dry_run(config: RunConfig, *, only: str | None) -> int:
+    dry_run = importlib.import_module("pear_ray.dry_run")
+    sys.stdout.write(dry_run.describe(config, only=only))
+    return 0
+
+
+def _quieten() -> None:
+    """Keep library chatter off the live view; what a variable already says stays."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pear", description="From an offline corpus to an RL-tuned model on one Ray cluster."
+    )
+    parser.add_argument("--version", action="version", version=f"pear-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    helps = {
+        "run": "all stages in order, passing over what is complete and current",
+        "collect": "the corpus: sampled from the behavior model, or read from a file",
+        "score": "behavior log-probs of the corpus's tokens",
+        "sft": "PEAR-weighted supervised fine-tuning",
+        "rl": "GRPO from the SFT checkpoint",
+        "evaluate": "pass@k of every checkpoint",
+        "report": "one HTML file of what the run did",
+    }
+    for name in ("run", *STAGES):
+        command = commands.add_parser(name, help=helps[name], description=helps[name])
+        command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="such as sft.num_epochs=2"
+        )
+        command.add_argument(
+            "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
+        )
+    status = commands.add_parser("status", help="where a run is, from any terminal")
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    doctor = commands.add_parser("doctor", help="check this machine and the installation")
+    doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Evaluation of every checkpoint that the run made."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pear_ray.config.base import Section
+from pear_ray.config.problems import ProblemSetConfig, RewardConfig
+
+
+class EvaluateConfig(Section):
+    """The evaluate stage: the base model, the SFT checkpoint and the RL checkpoint, same problems."""
+
+    problems: ProblemSetConfig
+    """Held-out problems; give them a seed of their own."""
+    num_samples: Annotated[int, Field(gt=0)] = 8
+    """Completions per problem."""
+    k: list[Annotated[int, Field(gt=0)]] = [1, 8]
+    """Which pass@k to report; each at most `num_samples`."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature."""
+    max_tokens: Annotated[int, Field(gt=0)] = 128
+    """Longest completion, in tokens."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the bootstrap intervals over problems."""
+    rewards: RewardConfig = RewardConfig()
+    """How completions are verified."""

@@ -1,0 +1,200 @@
+"""A run: the root section, and how a YAML file plus overrides becomes one."""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pear_ray.config.base import Section
+from pear_ray.config.corpus import CorpusConfig, ScoreConfig
+from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.rl import RlConfig
+from pear_ray.config.sections import ClusterConfig, ModelsConfig, TelemetryConfig
+from pear_ray.config.sft import SftConfig
+from pear_ray.config.yaml12 import YamlError, parse
+from pear_ray.errors import ConfigError
+
+
+class RunConfig(Section):
+    """Everything one run needs to know."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run's folder under `output_dir`; equals the run file's stem."""
+    output_dir: str = "outputs"
+    """Where every run's folder goes; every node must reach it."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of sampling, shuffling and initialisation."""
+    models: ModelsConfig
+    """Which models the run starts from."""
+    corpus: CorpusConfig
+    """The offline corpus."""
+    score: ScoreConfig = ScoreConfig()
+    """Behavior log-probs of the corpus."""
+    sft: SftConfig
+    """PEAR-weighted SFT."""
+    rl: RlConfig
+    """GRPO."""
+    evaluate: EvaluateConfig
+    """Evaluation of every checkpoint."""
+    cluster: ClusterConfig = ClusterConfig()
+    """The Ray cluster and what each worker takes of it."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """Where numbers go."""
+
+    @model_validator(mode="after")
+    def _splits_over_ranks(self) -> "RunConfig":
+        ranks = self.cluster.num_trainers
+        for field, count in (
+            ("rl.prompts_per_step", self.rl.prompts_per_step),
+            ("sft.global_batch_size", self.sft.global_batch_size),
+        ):
+            if count % ranks:
+                raise ValueError(
+                    f"{field}={count} does not split over cluster.num_trainers={ranks} ranks; "
+                    f"make it a multiple of {ranks}, or set cluster.num_trainers to a divisor"
+                )
+        largest = max(self.evaluate.k, default=0)
+        if largest > self.evaluate.num_samples:
+            raise ValueError(
+                f"evaluate.k={largest} needs at least that many samples, but "
+                f"evaluate.num_samples={self.evaluate.num_samples}; raise it or drop that k"
+            )
+        return self
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `path`, apply `overrides` (`sft.num_epochs=2`, left to right), and validate.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, or a key or value cannot be used. All problems
+            are listed at once, each with its dotted key and, for an unknown key, the nearest known one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read the run file ({error.strerror}); shipped ones are in jobs/runs/"
+        ) from error
+    try:
+        tree = parse(text)
+    except YamlError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, got {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return validate_run(tree, origin=str(path))
+
+
+def validate_run(tree: dict[str, Any], *, origin: str) -> RunConfig:
+    """The config that `tree` spells; `origin` begins the error message."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        problems = "\n".join(_explain(error))
+        count = error.error_count()
+        noun = "problem" if count == 1 else "problems"
+        raise ConfigError(f"{origin}: {count} {noun}\n{problems}") from error
+
+
+def dump_run(config: RunConfig) -> str:
+    """The fully resolved config as YAML that `load_run` reads back to the same config."""
+    tree = json.loads(config.model_dump_json())
+    # JSON strings and numbers keep YAML 1.1 and 1.2 readers in agreement on `on`, `1e-5` and `null`.
+    return yaml.dump(tree, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True)
+
+
+class _QuotingDumper(yaml.SafeDumper):
+    """SafeDumper that quotes every string value and writes floats so that YAML 1.2 reads floats."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+
+
+def _float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(number))
+
+
+_QuotingDumper.add_representer(str, _quoted)
+_QuotingDumper.add_representer(float, _float)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(
+            f"override {override!r}: expected key.path=value, as in sft.num_epochs=2"
+        )
+    node: Any = tree
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        node = _step_into(node, parent, override)
+    try:
+        value = parse(text)
+    except YamlError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    if isinstance(node, list):
+        node[_index(node, leaf, override)] = value
+    elif isinstance(node, dict):
+        node[leaf] = value
+    else:
+        raise ConfigError(f"override {override!r}: {parents[-1]!r} is a value, not a section")
+
+
+def _step_into(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, override)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"override {override!r}: the part before {key!r} is a value, not a section")
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    raise ConfigError(
+        f"override {override!r}: {key!r} is not an index into a list of {len(items)}; count from 0"
+    )
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"]) or "the run"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key{_did_you_mean(problem['loc'])}"
+        found = "" if problem["type"] in {"value_error", "missing"} else f" (got {problem['input']!r})"
+        yield f"  {where}: {message}{found}"
+
+
+def _did_you_mean(loc: tuple[Any, ...]) -> str:
+    siblings = sorted(_keys_beside(RunConfig, loc[:-1]))
+    word = str(loc[-1])
+    close = difflib.get_close_matches(word, siblings, n=1, cutoff=0.5)
+    if not close:  # a key put in the wrong section is as common as a misspelt one
+        close = difflib.get_close_matches(word, sorted(_all_keys()), n=1, cutoff=0.8)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(siblings)}"
+
+
+def _keys_beside(section: type[BaseModel], loc: tuple[Any, ...]) -> set[str]:
+    """The keys that the section at `loc` knows; all of them where `loc` leads through a union."""
+    for part in loc:
+        field = section.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return _all_keys()
+        section = inner
+    return set(section.model_fields)
+
+
+def _all_keys() -> set[str]:
+    schema = RunConfig.model_json_schema()
+    nested = (part.get("properties", {}) for part in schema.get("$defs", {}).values())
+    return set(schema["properties"]).union(*nested)

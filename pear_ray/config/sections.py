@@ -1,0 +1,71 @@
+"""Models, cluster, telemetry: the sections that several stages share."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pear_ray.config.base import Section
+
+
+class ModelsConfig(Section):
+    """Which models the run starts from."""
+
+    policy: str
+    """The model to train: a folder with safetensors and a tokenizer, a hub name, or `embedded:student`."""
+    behavior: str
+    """The model whose distribution the corpus comes from: a folder, a hub name, or `embedded:teacher`."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Computation dtype of every engine. Trained weights are kept in float32."""
+    max_model_len: Annotated[int, Field(gt=1)] = 2048
+    """Longest prompt plus completion, in tokens."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster and what each worker takes of it."""
+
+    address: str | None = None
+    """Address of a running cluster (`auto` for the one this process is on); none starts a local one."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What engines and trainers compute on."""
+    num_trainers: Annotated[int, Field(gt=0)] = 2
+    """Workers of the SFT and RL groups: one FSDP2 shard each and, in RL, one vLLM engine each."""
+    num_samplers: Annotated[int, Field(gt=0)] = 2
+    """Engine actors for collecting, scoring and evaluating."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs each trainer or engine actor asks Ray for; also its number of compute threads, at least one."""
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of a GPU's memory that a vLLM engine may take (CUDA only)."""
+    kv_cache_gib: Annotated[int, Field(gt=0)] = 1
+    """KV cache of a vLLM engine on CPU, in GiB."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often a worker group is restarted from its last checkpoint before the run fails."""
+    wait_for_devices_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for the devices to appear (an autoscaling cluster) before saying they do not fit."""
+
+
+class TelemetryConfig(Section):
+    """Where numbers go besides the run folder's metrics.jsonl, which is always written."""
+
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    """Optional trackers; one that fails warns once and never fails the run."""
+    project: str = "pear_ray"
+    """Project (W&B) or experiment (MLflow) name."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps over which the rate rises linearly from zero."""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The rate at the last step relative to the peak, reached by a cosine; 1 keeps it constant."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's second moment."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to at most this global norm."""

@@ -1,0 +1,63 @@
+"""What a run asks of a cluster, and whether that is there. Starts nothing, imports no Ray."""
+
+import os
+from collections.abc import Mapping
+
+from pear_ray.config.run import RunConfig
+from pear_ray.config.sections import ClusterConfig
+from pear_ray.engines.environment import engine_environment
+from pear_ray.errors import CapacityError
+
+
+def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """What one trainer or sampler asks Ray for."""
+    wanted = {"CPU": cluster.cpus_per_worker}
+    return wanted | {"GPU": 1.0} if cluster.device == "cuda" else wanted
+
+
+def num_threads(cluster: ClusterConfig) -> int:
+    """Compute threads of one worker."""
+    return max(1, int(cluster.cpus_per_worker))
+
+
+def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
+    """Environment of every worker process that may hold an engine."""
+    inherited = {
+        name: os.environ[name]
+        for name in ("HF_HUB_OFFLINE", "HF_HOME", "PEAR_RAY_CACHE")
+        if name in os.environ
+    }
+    return inherited | engine_environment(
+        device=cluster.device,
+        num_threads=num_threads(cluster),
+        kv_cache_gib=cluster.kv_cache_gib,
+    )
+
+
+def demand(cluster: ClusterConfig) -> dict[str, float]:
+    """The most that any stage holds at once."""
+    workers = max(cluster.num_trainers, cluster.num_samplers)
+    return {name: amount * workers for name, amount in worker_resources(cluster).items()}
+
+
+def check_capacity(config: RunConfig, found: Mapping[str, float]) -> None:
+    """See that the largest stage fits.
+
+    Raises:
+        CapacityError: It does not; the message says what was asked and found, and what to set.
+    """
+    short = {
+        name: (wanted, found.get(name, 0.0))
+        for name, wanted in demand(config.cluster).items()
+        if wanted > found.get(name, 0.0)
+    }
+    if short:
+        asked = "; ".join(
+            f"asked for {want:g} {name}, the cluster has {have:g}"
+            for name, (want, have) in short.items()
+        )
+        raise CapacityError(
+            f"{asked}: lower cluster.num_trainers={config.cluster.num_trainers}, "
+            f"cluster.num_samplers={config.cluster.num_samplers} or "
+            f"cluster.cpus_per_worker={config.cluster.cpus_per_worker:g}, or give the cluster more"
+        )

@@ -1,0 +1,154 @@
+"""Behavior log-probs of a corpus: Ray Data over engine actors, resumable block by block."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+from ray.data.checkpoint import CheckpointConfig
+
+from pear_ray.artifacts.tables import SCORED
+from pear_ray.config.run import RunConfig
+from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.engines.vllm.spec import EngineSpec
+from pear_ray.errors import EngineError
+
+REPORT_S = 1.0
+CPU_SHARE_LEFT = 0.5  # of one worker's CPUs, so that Ray Data's reading and writing find a place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringJob:
+    """What to score, with what, and where to."""
+
+    config: RunConfig
+    model: Path
+    corpus: Path
+    output: Path
+    done: Path
+
+
+class BehaviorScorer:
+    """One engine on the behavior model, as an actor of a Ray Data pool."""
+
+    def __init__(self, job: ScoringJob) -> None:
+        import torch  # noqa: PLC0415 - the driver that names this class needs no torch
+
+        from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
+
+        torch.set_num_threads(num_threads(job.config.cluster))
+        models, cluster = job.config.models, job.config.cluster
+        self._engine = VllmEngine(
+            EngineSpec(
+                model=str(job.model),
+                dtype=models.dtype,
+                max_model_len=models.max_model_len,
+                device=cluster.device,
+                gpu_memory_fraction=cluster.gpu_memory_fraction,
+            )
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """The rows with `behavior_logprobs`, 0 outside the loss mask.
+
+        Raises:
+            EngineError: A log-prob of a loss token is not finite, or above 0.
+        """
+        rows = batch.select(["example_id", "source", "token_ids", "loss_mask"]).to_pylist()
+        logprobs = self._engine.score([row["token_ids"] for row in rows])
+        for row, values in zip(rows, logprobs, strict=True):
+            row["behavior_logprobs"] = _masked(values, row)
+        return pa.Table.from_pylist(rows, schema=SCORED)
+
+
+def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
+    """Score every row that an earlier, killed attempt did not; the seconds it took.
+
+    Args:
+        job: What to score. `job.done` remembers finished rows across attempts.
+        progress: Called about every second with the rows written so far.
+    """
+    started = time.monotonic()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.checkpoint_config = CheckpointConfig(
+        id_column="example_id",
+        checkpoint_path=str(job.done),
+        delete_checkpoint_on_success=False,
+    )
+    try:
+        with _reporting(job.output, progress):
+            _dataset(job).write_parquet(str(job.output))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.as_instanceof_cause()
+        raise EngineError(f"scoring failed: {_last_line(cause)}") from error
+    finally:
+        context.checkpoint_config = None
+    return time.monotonic() - started
+
+
+def _dataset(job: ScoringJob) -> ray.data.Dataset:
+    wanted = worker_resources(job.config.cluster)
+    return (
+        ray.data.read_parquet(str(job.corpus))
+        # Without this, Ray Data folds a small corpus into one block, and all actors but one idle.
+        .repartition(target_num_rows_per_block=job.config.score.rows_per_block)
+        .map_batches(
+            BehaviorScorer,
+            fn_constructor_args=(job,),
+            batch_size=job.config.score.rows_per_block,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=job.config.cluster.num_samplers),
+            num_cpus=wanted["CPU"] * CPU_SHARE_LEFT,
+            num_gpus=wanted.get("GPU"),
+            runtime_env={"env_vars": worker_environment(job.config.cluster)},
+        )
+    )
+
+
+@contextlib.contextmanager
+def _reporting(folder: Path, progress: Callable[[int], None]) -> Iterator[None]:
+    """Call `progress` with the rows in `folder` about every second, from a thread."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        counted: dict[Path, int] = {}
+        while not stop.wait(REPORT_S):
+            for file in folder.rglob("*.parquet"):
+                # A file is being written while its footer is missing; it counts next time.
+                with contextlib.suppress(pa.ArrowInvalid, OSError):
+                    counted.setdefault(file, pq.read_metadata(file).num_rows)
+            progress(sum(counted.values()))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1]
+
+
+def _masked(values: np.ndarray, row: dict[str, Any]) -> np.ndarray:
+    mask = np.asarray(row["loss_mask"], dtype=bool)
+    trained = values[mask]
+    if not (np.isfinite(trained).all() and (trained <= 1e-4).all()):
+        raise EngineError(
+            f"example {row['example_id']}: the engine gave log-probs that are not finite or above 0 "
+            f"(min {trained.min()}, max {trained.max()}); check the behavior model and its dtype"
+        )
+    return np.where(mask, values, 0.0).astype(np.float32)

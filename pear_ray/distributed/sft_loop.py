@@ -1,0 +1,247 @@
+"""The SFT loop of one worker: weighted sums over microbatches, one step per global batch."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pear_ray.algorithms import objectives, weight_health
+from pear_ray.algorithms.packing import length_sorted_microbatches
+from pear_ray.algorithms.pear import (
+    PearWeights,
+    pear_block_weights,
+    pear_sequence_weights,
+    pear_token_weights,
+)
+from pear_ray.algorithms.reduce import loss_denominator, loss_numerator
+from pear_ray.artifacts.tables import SCORED, WEIGHT_SAMPLES, read_table, write_rows
+from pear_ray.config import sft as sft_config
+from pear_ray.config.run import RunConfig
+from pear_ray.distributed.train_group import Laps, commit, export, restore, start_worker
+from pear_ray.engines.batches import Row, TokenBatch, collate
+from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.policy import load_policy, shard
+from pear_ray.engines.trainer import Trainer, gather_over_ranks
+from pear_ray.telemetry.metrics_log import MetricsLog
+
+ALIGNED = ("behavior_logprobs",)
+NUM_SAMPLED_STEPS = 5
+SAMPLED_TOKENS = 4000  # of such a step, whose weights are kept for the report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """What every worker of a training group is told.
+
+    Attributes:
+        config: The run.
+        run_dir: The run's folder, which every worker reaches.
+        attempt: Number of this attempt at the run.
+        model: Folder of the model to start from.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    attempt: int
+    model: Path
+
+
+def sft_loop(job: dict[str, Any]) -> None:
+    """Train to the last step and export; Ray Train calls this on every worker."""
+    SftWorker(TrainJob(**job)).run()
+
+
+def num_sft_steps(config: RunConfig, *, num_rows: int) -> int:
+    """Optimizer steps of the stage; the last batch of an epoch may be smaller."""
+    return config.sft.num_epochs * -(-num_rows // config.sft.global_batch_size)
+
+
+def token_weights(
+    logprobs: torch.Tensor,
+    batch: TokenBatch,
+    config: sft_config.UniformWeights | sft_config.PearWeights,
+) -> PearWeights:
+    """The weight of each loss token, with the log-ratios behind it; uniform weights are all 1."""
+    arguments = (
+        logprobs,
+        batch.aligned["behavior_logprobs"],
+        batch.sequence_ids,
+        batch.loss_mask,
+    )
+    if config.kind == "uniform":
+        # Log-ratios are still worth seeing: they tell what PEAR would have done.
+        measured = pear_token_weights(*arguments, gamma=1.0)
+        ones = torch.ones_like(measured.weights)
+        return PearWeights(
+            weights=ones,
+            log_weights=torch.zeros_like(ones),
+            log_ratios=measured.log_ratios,
+            clipped_log_ratios=measured.clipped_log_ratios,
+        )
+    weigh = {
+        "token": functools.partial(pear_token_weights, gamma=config.gamma),
+        "block": functools.partial(
+            pear_block_weights, gamma=config.gamma, block_size=config.block_size
+        ),
+        "sequence": pear_sequence_weights,
+    }[config.level]
+    return weigh(*arguments, **_clips(config))
+
+
+class SftWorker:
+    """One rank of the SFT group."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.config = job.config.sft
+        self.seed = job.config.seed
+        self.stage_dir = job.run_dir / "sft"
+        self.device = start_worker(job.config.cluster)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.chat = ChatTokenizer(job.model)
+        table = read_table(job.run_dir / "score" / "scored", SCORED).sort_by("example_id")
+        self.rows = table.to_pylist()
+        self.num_steps = num_sft_steps(job.config, num_rows=len(self.rows))
+        policy = shard(
+            load_policy(job.model),
+            device=job.config.cluster.device,
+            dtype=job.config.models.dtype,
+        )
+        self.trainer = Trainer(policy, self.config.optimizer, num_steps=self.num_steps)
+        self.log = MetricsLog(job.run_dir, run=job.config.name, stage="sft", attempt=job.attempt)
+
+    def run(self) -> None:
+        """All steps from the last checkpoint on, then the export."""
+        restore(self.trainer)
+        for step in range(self.trainer.step_count, self.num_steps):
+            laps = Laps()
+            metrics = self.step(step)
+            laps.lap("step")
+            if self.rank == 0:
+                metrics["sft/tokens_per_s"] = metrics["sft/num_tokens"] / laps.seconds["step"]
+                self.log.log(metrics, step=step + 1, num_steps=self.num_steps)
+            if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.num_steps:
+                commit(self.trainer)
+        export(self.trainer, self.chat, self.stage_dir / "model")
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step on the step's global batch; the metrics of all ranks together."""
+        sums: dict[str, float] = {}
+        for rows in self._microbatches(self._my_rows(step)):
+            part, batch, weights = self._microbatch(rows)
+            sums = weight_health.merge(sums, part)
+            if self.rank == 0 and self._is_sampled(step):
+                self._keep_weights(step, rows, batch, weights)
+        sums = functools.reduce(weight_health.merge, gather_over_ranks(sums))
+        denominator = sums["denominator"] * self._rescale(sums)
+        result = self.trainer.step(denominator)
+        health = weight_health.finalise(sums)
+        return {f"sft/{name}": value for name, value in health.items()} | {
+            "sft/weighted_loss": sums["numerator"] / denominator,
+            "sft/weight_mass_last_tenth": health["last_tenth_weight_share"],
+            "sft/grad_norm": result.grad_norm,
+            "sft/learning_rate": result.learning_rate,
+        }
+
+    def _my_rows(self, step: int) -> list[dict[str, Any]]:
+        """This rank's share of the step's rows: a slice of the epoch's seeded order."""
+        size = self.config.global_batch_size
+        epoch, batch = divmod(step, self.num_steps // self.config.num_epochs)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.rows), generator=generator)
+        mine = order[batch * size : (batch + 1) * size][self.rank :: self.world_size]
+        return [self.rows[index] for index in mine.tolist()]
+
+    def _microbatches(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """`rows` in microbatches: on every rank as many as on the rank with the most."""
+        groups = length_sorted_microbatches(
+            [len(row["token_ids"]) for row in rows], max_tokens=self.config.microbatch_tokens
+        )
+        most = max(int(each["n"]) for each in gather_over_ranks({"n": len(groups)}))
+        for number in range(most):
+            yield [rows[index] for index in groups[number]] if number < len(groups) else []
+
+    def _microbatch(
+        self, rows: list[dict[str, Any]]
+    ) -> tuple[dict[str, float], TokenBatch, PearWeights]:
+        """Forward and backward of one microbatch; its sums, and what they were made of."""
+        batch = collate(
+            [Row(row["token_ids"], row["loss_mask"], row) for row in rows],
+            pad_id=self.chat.pad_id,
+            names=ALIGNED,
+            device=self.device,
+        )
+        logprobs = self.trainer.policy(batch, temperature=1.0)
+        weights = token_weights(logprobs, batch, self.config.weights)
+        losses = {"nll": objectives.nll, "dft": objectives.dft}[self.config.objective](
+            logprobs, batch.loss_mask
+        )
+        flat = (weights.weights, batch.sequence_ids, batch.loss_mask)
+        numerator = loss_numerator(losses, *flat, reduction=self.config.reduction)
+        self.trainer.backward(numerator)
+        sums = weight_health.weight_sums(
+            weights,
+            logprobs.detach(),
+            batch.sequence_ids,
+            batch.loss_mask,
+            **(_clips(self.config.weights) if self.config.weights.kind == "pear" else {}),
+        )
+        sums["numerator"] = float(numerator.detach())
+        sums["denominator"] = float(loss_denominator(*flat, reduction=self.config.reduction))
+        return sums, batch, weights
+
+    def _rescale(self, sums: dict[str, float]) -> float:
+        """Factor on the denominator that gives the step's weights a mean of 1, where asked for.
+
+        Weights enter the gradient linearly, so dividing them all by their mean is the same as
+        multiplying the denominator by it; `weight_norm` has divided by them already.
+        """
+        weights = self.config.weights
+        if (
+            weights.kind == "pear"
+            and weights.rescale == "batch_mean_one"
+            and self.config.reduction != "weight_norm"
+        ):
+            return sums["weight"] / sums["tokens"]
+        return 1.0
+
+    def _is_sampled(self, step: int) -> bool:
+        last = self.num_steps - 1
+        return step in {round(last * k / (NUM_SAMPLED_STEPS - 1)) for k in range(NUM_SAMPLED_STEPS)}
+
+    def _keep_weights(
+        self, step: int, rows: list[dict[str, Any]], batch: TokenBatch, weights: PearWeights
+    ) -> None:
+        """Write log-ratios and weights of this rank's tokens, for the report."""
+        counts = torch.bincount(batch.sequence_ids, minlength=len(rows))
+        left = torch.cat([torch.arange(int(count) - 1, -1, -1) for count in counts])
+        columns = zip(
+            batch.sequence_ids.tolist(),
+            left.tolist(),
+            weights.log_ratios.tolist(),
+            weights.weights.tolist(),
+            strict=True,
+        )
+        kept = [
+            {
+                "step": step + 1,
+                "example_id": rows[row]["example_id"],
+                "tokens_left": tokens_left,
+                "log_ratio": log_ratio,
+                "weight": weight,
+            }
+            for row, tokens_left, log_ratio, weight in columns
+        ][:SAMPLED_TOKENS]
+        folder = self.stage_dir / "weight_samples"
+        folder.mkdir(exist_ok=True)
+        write_rows(folder / f"step-{step + 1:06d}.parquet", kept, WEIGHT_SAMPLES)
+
+
+def _clips(config: sft_config.PearWeights) -> dict[str, tuple[float, float]]:
+    return {
+        "log_ratio_clip": (config.log_ratio_clip_low, config.log_ratio_clip_high),
+        "log_weight_clip": (config.log_weight_clip_low, config.log_weight_clip_high),
+    }

@@ -1,0 +1,136 @@
+"""A Ray Train worker group around one training loop: placement, restarts, checkpoints."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pear_ray.config.sections import ClusterConfig
+from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.trainer import Trainer
+from pear_ray.errors import PearRayError, TrainingError
+
+CHECKPOINTS_KEPT = 2
+
+
+def run_train_group(
+    loop: Callable[[dict[str, Any]], None],
+    job: dict[str, Any],
+    *,
+    cluster: ClusterConfig,
+    stage_dir: Path,
+) -> None:
+    """Run `loop(job)` on every worker until all return; restart the group when one dies.
+
+    A group of the same `stage_dir` takes up at its last committed checkpoint, whether a worker died or
+    the driver did and the stage is run again.
+
+    Raises:
+        PearRayError: The loop raised one of ours: the same error, from the worker.
+        TrainingError: The group failed more often than `cluster.max_failures`.
+    """
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_trainers,
+            use_gpu=cluster.device == "cuda",
+            resources_per_worker=worker_resources(cluster),
+        ),
+        # CPU tensors (metrics, counts) are reduced on every device; only parameters are on the GPU.
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if cluster.device == "cuda" else "gloo"
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(stage_dir),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            worker_runtime_env={"env_vars": worker_environment(cluster)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def start_worker(cluster: ClusterConfig) -> torch.device:
+    """Threads and device of this worker; call it first in a loop."""
+    torch.set_num_threads(num_threads(cluster))
+    if cluster.device == "cuda":
+        return ray.train.torch.get_device()
+    return torch.device("cpu")
+
+
+def restore(trainer: Trainer) -> bool:
+    """Load the last committed checkpoint into `trainer`, if there is one (a collective)."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return False
+    with checkpoint.as_directory() as folder:
+        trainer.load(Path(folder))
+    return True
+
+
+def commit(trainer: Trainer) -> None:
+    """Checkpoint `trainer` after its current step (a collective)."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save(Path(folder))
+        ray.train.report(
+            {"step": trainer.step_count},
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"step-{trainer.step_count:06d}",
+        )
+
+
+class Laps:
+    """Seconds spent per phase of a step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Count the time since the last lap to `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+def export(trainer: Trainer, chat: ChatTokenizer, folder: Path) -> None:
+    """Write the trained model as a Hugging Face folder, whole or not at all (a collective)."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    trainer.export(partial, save_tokenizer=chat.tokenizer.save_pretrained)
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    dist.barrier()
+
+
+def _cause(error: Exception) -> PearRayError:
+    """The first of our own errors behind a failed group, or a TrainingError with the root cause."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    chain: list[BaseException] = []
+    for failure in [*failures, error]:
+        link: BaseException | None = failure
+        while link is not None:
+            chain.append(getattr(link, "_base_exc", link))
+            link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, PearRayError):
+            return link
+    root = chain[0]
+    line = str(root).strip().splitlines()[-1] if str(root).strip() else type(root).__name__
+    return TrainingError(f"the worker group failed: {type(root).__name__}: {line}")

@@ -1,0 +1,73 @@
+"""What a run would do, in words: stages, batch arithmetic, devices. Starts nothing, writes nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pear_ray import pipeline, preflight
+from pear_ray.artifacts.run_dir import run_path
+from pear_ray.config.run import RunConfig
+from pear_ray.distributed.capacity import check_capacity, demand
+
+
+def describe(config: RunConfig, *, only: str | None = None) -> str:
+    """The plan of the run, or of its stage `only`, as text.
+
+    Raises:
+        PearRayError: What the run itself would refuse before its first engine starts.
+    """
+    preflight.check_corpus_file(config)
+    models = preflight.check_models(config)
+    run_dir = run_path(config.output_dir, config.name)
+    stages = [s for s in pipeline.plan(config, run_dir, models) if only in (None, s.name)]
+    to_make = [stage.name for stage in stages if not stage.is_current]
+    preflight.check_problems(config, models.policy, to_make)
+    lines = [
+        f"run {config.name} in {run_dir}",
+        f"policy    {config.models.policy} ({models.policy})",
+        f"behavior  {config.models.behavior} ({models.behavior})",
+        "",
+        "stages",
+        *(_stage_line(run_dir, stage) for stage in stages),
+        "",
+        "batches",
+        *_batch_lines(config),
+        "",
+        "devices",
+        *_device_lines(config),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _stage_line(run_dir: Path, stage: pipeline.PlannedStage) -> str:
+    if stage.is_current:
+        what = "skip: complete and current"
+    elif (run_dir / stage.name).exists():
+        what = "make: what is there is unfinished, or of another config"
+    else:
+        what = "make"
+    return f"  {stage.name:<9} {stage.fingerprint}  {what}"
+
+
+def _batch_lines(config: RunConfig) -> Iterator[str]:
+    ranks, sft, rl, evaluate = config.cluster.num_trainers, config.sft, config.rl, config.evaluate
+    size = sft.global_batch_size
+    yield f"  sft       {size} sequences per step = {ranks} ranks x {size // ranks}, {sft.num_epochs} epochs"
+    prompts = rl.prompts_per_step
+    yield (
+        f"  rl        {prompts} prompts x {rl.group_size} = {prompts * rl.group_size} rollouts per step "
+        f"= {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
+        f"{prompts * rl.group_size * rl.num_steps} rollouts"
+    )
+    problems, samples = evaluate.problems.size, evaluate.num_samples
+    yield f"  evaluate  {problems} problems x {samples} samples x 3 checkpoints = {problems * samples * 3}"
+
+
+def _device_lines(config: RunConfig) -> Iterator[str]:
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in demand(config.cluster).items())
+    yield f"  asked     {asked} for the largest stage"
+    if config.cluster.address:
+        yield f"  found     not looked at: the cluster at {config.cluster.address} is not contacted"
+        return
+    found = preflight.local_resources(config.cluster.device)
+    yield "  found     " + ", ".join(f"{n:g} {name}" for name, n in found.items()) + " on this machine"
+    check_capacity(config, found)

@@ -1,0 +1,99 @@
+"""Rows of token ids as padded tensors, and the flat view of their loss tokens that losses work on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence to train on.
+
+    Attributes:
+        token_ids: Prompt and completion.
+        loss_mask: True where a token trains. The first token never does: nothing predicts it.
+        aligned: Per-token numbers by name, each as long as `token_ids` (behavior log-probs, ...).
+    """
+
+    token_ids: Sequence[int]
+    loss_mask: Sequence[bool]
+    aligned: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """A microbatch on a device: padded inputs, and flat tensors over its loss tokens only.
+
+    Attributes:
+        input_ids: [row, seq], padded on the right.
+        attention_mask: [row, seq], True at real tokens.
+        positions: [token] flat index into [row, seq] of the position that predicts each loss token.
+        chosen_ids: [token] the loss tokens themselves.
+        sequence_ids: [token] row of each loss token, ascending.
+        aligned: [token] float32 each.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    positions: torch.Tensor
+    chosen_ids: torch.Tensor
+    sequence_ids: torch.Tensor
+    aligned: dict[str, torch.Tensor]
+
+    @property
+    def loss_mask(self) -> torch.Tensor:
+        """[token], all True: only loss tokens are in the flat view."""
+        return torch.ones_like(self.chosen_ids, dtype=torch.bool)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Loss tokens in the batch."""
+        return self.chosen_ids.numel()
+
+
+def collate(
+    rows: Sequence[Row], *, pad_id: int, names: Sequence[str], device: torch.device
+) -> TokenBatch:
+    """`rows` as one padded batch; `names` are the aligned numbers that every row has.
+
+    An empty `rows` gives a batch of one pad token with no loss token: a rank that runs out of rows
+    still has to take part in the collectives of the others' forward and backward passes.
+    """
+    if not rows:
+        rows = [Row(token_ids=[pad_id], loss_mask=[False], aligned=dict.fromkeys(names, [0.0]))]
+    width = max(len(row.token_ids) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    loss_mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    aligned = {name: torch.zeros((len(rows), width)) for name in names}
+    for index, row in enumerate(rows):
+        length = len(row.token_ids)
+        input_ids[index, :length] = torch.as_tensor(row.token_ids)
+        attention_mask[index, :length] = True
+        loss_mask[index, 1:length] = torch.as_tensor(row.loss_mask)[1:]
+        for name in names:
+            aligned[name][index, :length] = torch.as_tensor(row.aligned[name], dtype=torch.float32)
+    chosen = loss_mask.flatten().nonzero().squeeze(-1)
+    flat = TokenBatch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        positions=chosen - 1,  # position t-1 predicts token t, in the same row because t >= 1
+        chosen_ids=input_ids.flatten()[chosen],
+        sequence_ids=chosen // width,
+        aligned={name: values.flatten()[chosen] for name, values in aligned.items()},
+    )
+    return _to(flat, device)
+
+
+def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    if device.type == "cpu":
+        return batch
+    return TokenBatch(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=batch.attention_mask.to(device),
+        positions=batch.positions.to(device),
+        chosen_ids=batch.chosen_ids.to(device),
+        sequence_ids=batch.sequence_ids.to(device),
+        aligned={name: values.to(device) for name, values in batch.aligned.items()},
+    )

@@ -1,0 +1,109 @@
+"""Model locations: what a config may name, where it is on disk, and whether it can be used at all."""
+
+import json
+from pathlib import Path
+
+from pear_ray.artifacts.manifest import folder_fingerprint
+from pear_ray.embedded.paths import embedded_path
+from pear_ray.engines.gguf import convert_gguf_package
+from pear_ray.errors import InputError
+
+EMBEDDED = "embedded:"
+GGUF_PACKAGE = "gguf:"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def resolve_model(location: str) -> Path:
+    """The checked folder that `location` names.
+
+    Args:
+        location: A folder; `embedded:student` or `embedded:teacher`; `gguf:PACKAGE` for the GGUF file
+            inside an installed Python package; or a hub name.
+
+    Raises:
+        InputError: There is no such model, or its folder cannot be used.
+    """
+    if location.startswith(EMBEDDED):
+        folder = embedded_path(location.removeprefix(EMBEDDED))
+    elif location.startswith(GGUF_PACKAGE):
+        folder = convert_gguf_package(location.removeprefix(GGUF_PACKAGE))
+    elif Path(location).expanduser().is_dir():
+        folder = Path(location).expanduser().resolve()
+    elif location.startswith((".", "/", "~")):
+        raise InputError(f"{location}: no such model folder; give a folder with safetensors weights")
+    else:
+        folder = _from_hub(location)
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """See that `folder` holds a config, a tokenizer with a chat template, and safetensors weights.
+
+    Raises:
+        InputError: Something is missing, or the weights are pickles, which are never loaded.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if "config.json" not in names:
+        raise InputError(f"{folder}: no config.json, so this is not a Hugging Face model folder")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = sorted(name for name in names if name.endswith(PICKLED_SUFFIXES))
+        if pickled:
+            raise InputError(
+                f"{folder}: only pickled weights ({', '.join(pickled)}), which can run code when "
+                "loaded; convert them with save_pretrained(..., safe_serialization=True)"
+            )
+        raise InputError(f"{folder}: no *.safetensors weights; save the model there first")
+    if not names.intersection(TOKENIZER_FILES):
+        raise InputError(
+            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); "
+            "save the model's tokenizer into the same folder"
+        )
+    if "chat_template.jinja" not in names and not _template_inside(folder):
+        raise InputError(
+            f"{folder}: the tokenizer has no chat template, so prompts cannot be written; "
+            "add chat_template.jinja beside it"
+        )
+
+
+def max_positions(folder: Path) -> int | None:
+    """Longest sequence that the model's own config allows, where it says."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("max_position_embeddings")
+
+
+def vocabulary_fingerprint(folder: Path) -> str:
+    """Identity of a tokenizer: two models with the same one give every text the same ids."""
+    file = next(folder / name for name in TOKENIZER_FILES if (folder / name).exists())
+    if file.suffix != ".json":
+        return file.read_bytes().hex()[:64]
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    return json.dumps([tree.get("model", tree), tree.get("added_tokens")], sort_keys=True)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Identity of a model: weights, config, tokenizer and template."""
+    return folder_fingerprint(folder)
+
+
+def _template_inside(folder: Path) -> bool:
+    file = folder / "tokenizer_config.json"
+    return file.exists() and "chat_template" in json.loads(file.read_text(encoding="utf-8"))
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub  # noqa: PLC0415 - slow to import, and only hub names need it
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+            )
+        )
+    except (OSError, ValueError) as error:
+        # huggingface_hub's own errors (offline, missing repository, bad name) are all of these two.
+        raise InputError(
+            f"{name!r}: neither a folder here nor a model that the hub gave "
+            f"({type(error).__name__}); check the name, the network and HF_HUB_OFFLINE"
+        ) from error

@@ -1,0 +1,1 @@
+"""The only place that imports vLLM: the in-process engine, and weight sync into it."""

@@ -1,0 +1,135 @@
+"""One in-process vLLM engine: samples completions, gives log-probs of given ids, takes new weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from vllm import LLM, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.logprobs import FlatLogprobs
+
+from pear_ray.engines.vllm import weights
+from pear_ray.engines.vllm.spec import EngineSpec, Sampling
+from pear_ray.errors import EngineError
+from pear_ray.records import Completion, FinishReason
+
+
+class VllmEngine:
+    """An engine in this process. Log-probs are those of the distribution sampled from (logits / T)."""
+
+    def __init__(self, spec: EngineSpec, *, takes_weights: bool = False) -> None:
+        self.spec = spec
+        transfer = WeightTransferConfig(backend=weights.BACKEND) if takes_weights else None
+        device_options = (
+            {"gpu_memory_utilization": spec.gpu_memory_fraction} if spec.device == "cuda" else {}
+        )
+        try:
+            self.llm = LLM(
+                spec.model,
+                dtype=spec.dtype,
+                # Scoring asks for one token more than it is given, and throws it away.
+                max_model_len=spec.max_model_len + 1,
+                max_num_seqs=spec.max_num_seqs,
+                enforce_eager=spec.device == "cpu",
+                enable_prefix_caching=takes_weights,  # rollouts share prompts; scoring must not cache
+                logprobs_mode="processed_logprobs",
+                weight_transfer_config=transfer,
+                disable_log_stats=True,
+                seed=spec.seed,
+                **device_options,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineError(
+                f"{spec.model}: vLLM could not start an engine ({type(error).__name__}: {error}); "
+                "`pear doctor` starts one on the embedded model and shows what is missing"
+            ) from error
+        self.tokenizer = self.llm.get_tokenizer()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
+        """`num_samples` completions of each prompt, in the order of `prompts`.
+
+        Args:
+            prompts: Token ids per prompt.
+            sampling: One per prompt. A seed makes the samples independent of what else is in the batch.
+        """
+        params = [
+            SamplingParams(
+                n=each.num_samples,
+                temperature=each.temperature,
+                max_tokens=each.max_tokens,
+                seed=each.seed,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for each in sampling
+        ]
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self.llm.generate(requests, params, use_tqdm=False)
+        return [[self._completion(sample) for sample in output.outputs] for output in outputs]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Natural-log probability of each id given those before it, float32 [seq] per sequence.
+
+        The first entry is 0: nothing precedes it. Ids must be inside the vocabulary and sequences no
+        longer than `max_model_len`; callers check, because one bad row makes vLLM refuse the batch.
+
+        Raises:
+            EngineError: The engine returned another number of log-probs than ids.
+        """
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
+        requests = [{"prompt_token_ids": list(ids)} for ids in sequences]
+        outputs = self.llm.generate(requests, params, use_tqdm=False)
+        return [
+            _prompt_logprobs(output.prompt_logprobs, ids)
+            for output, ids in zip(outputs, sequences, strict=True)
+        ]
+
+    def weight_sender(self, module: torch.nn.Module) -> weights.WeightSender:
+        """The channel from `module` (plain or FSDP2-sharded) into this engine."""
+        return weights.WeightSender(self.llm, module)
+
+    def _completion(self, sample: object) -> Completion:
+        token_ids = list(sample.token_ids)
+        return Completion(
+            token_ids=token_ids,
+            behavior_logprobs=_chosen(sample.logprobs, token_ids),
+            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            finish_reason=FinishReason(sample.finish_reason),
+        )
+
+
+def _chosen(flat: FlatLogprobs, token_ids: list[int]) -> list[float]:
+    """The entry of each chosen id; a position may hold more than one candidate."""
+    if flat.token_ids == token_ids:
+        return list(flat.logprobs)
+    spans = list(zip(flat.start_indices, flat.end_indices, strict=True))
+    if len(spans) != len(token_ids):
+        raise EngineError(f"vLLM returned {len(spans)} log-probs for {len(token_ids)} tokens")
+    return [
+        flat.logprobs[flat.token_ids.index(token, start, end)]
+        for token, (start, end) in zip(token_ids, spans, strict=True)
+    ]
+
+
+def _prompt_logprobs(flat: FlatLogprobs, ids: Sequence[int]) -> np.ndarray:
+    values = _chosen_prompt(flat, list(ids))
+    scored = np.zeros(len(ids), dtype=np.float32)
+    scored[1:] = values
+    return scored
+
+
+def _chosen_prompt(flat: FlatLogprobs, ids: list[int]) -> list[float]:
+    """Log-probs of ids 1..n-1. vLLM lists the prompt's own id first at every position but the first."""
+    if flat.token_ids == ids[1:]:
+        return list(flat.logprobs)
+    starts = flat.start_indices[1:] if len(flat.start_indices) == len(ids) else flat.start_indices
+    if len(starts) != len(ids) - 1:
+        raise EngineError(f"vLLM returned {len(starts)} log-probs for {len(ids)} prompt ids")
+    if [flat.token_ids[start] for start in starts] != ids[1:]:
+        raise EngineError("vLLM returned log-probs of other ids than the prompt's")
+    return [flat.logprobs[start] for start in starts]

@@ -1,0 +1,40 @@
+"""What an engine and a sampling request are told; importing it loads no vLLM."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What an engine needs to start.
+
+    Attributes:
+        model: Folder with safetensors and a tokenizer.
+        dtype: Computation dtype, `float32` or `bfloat16`.
+        max_model_len: Longest prompt plus completion, in tokens.
+        device: `cpu` or `cuda`.
+        gpu_memory_fraction: Share of the GPU's memory to take (CUDA only).
+        max_num_seqs: Most sequences decoded at once.
+        seed: Seed of the engine's own sampler; requests carry their own.
+    """
+
+    model: str
+    dtype: str
+    max_model_len: int
+    device: str = "cpu"
+    gpu_memory_fraction: float = 0.85
+    max_num_seqs: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are sampled: always from the full softmax of logits / temperature.
+
+    Top-p and top-k are left out on purpose: they would sample from another distribution than the one
+    whose log-probs the trainer computes.
+    """
+
+    num_samples: int
+    temperature: float
+    max_tokens: int
+    seed: int

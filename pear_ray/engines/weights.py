@@ -1,0 +1,94 @@
+"""Trainer and engine must answer alike: the canary after every weight sync."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from pear_ray.engines.batches import Row, TokenBatch, collate
+from pear_ray.engines.policy import Policy
+from pear_ray.errors import WeightSyncError
+
+CANARY_TOKENS = 48
+CANARY_STRIDE = 7919  # a prime: the ids spread over any vocabulary
+MAX_GAP = {
+    # Trainer and engine in float32 agree to about 1e-6; one optimizer step moves log-probs by more.
+    "float32": 1e-4,
+    # bfloat16 rounds differently in the two: mean gap about 1e-3, so this catches gross staleness.
+    "bfloat16": 2e-2,
+}
+
+
+class Scorer(Protocol):
+    """An engine that gives log-probs of ids."""
+
+    def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
+        """Float32 [seq] per sequence, 0 first."""
+
+
+def canary_ids(vocab_size: int) -> list[int]:
+    """The fixed ids on which trainer and engine are compared."""
+    return [(index * CANARY_STRIDE) % vocab_size for index in range(1, CANARY_TOKENS + 1)]
+
+
+def canary_batch(vocab_size: int, *, device: torch.device) -> TokenBatch:
+    """The canary as a batch: every token but the first is a loss token."""
+    ids = canary_ids(vocab_size)
+    row = Row(token_ids=ids, loss_mask=[True] * len(ids), aligned={})
+    return collate([row], pad_id=0, names=(), device=device)
+
+
+def canary_gap(engine: Scorer, policy: Policy, batch: TokenBatch) -> float:
+    """Mean absolute log-prob difference on the canary, in nats (a collective when sharded)."""
+    with torch.no_grad():
+        trained = policy(batch, temperature=1.0).cpu().numpy()
+    sampled = engine.score([batch.input_ids[0].tolist()])[0][1:]
+    return float(np.abs(trained - sampled).mean())
+
+
+def check_gap(gap: float, *, max_gap: float, where: str) -> None:
+    """See that a canary gap is small.
+
+    Raises:
+        WeightSyncError: It is not (NaN included): the engine does not hold the trainer's weights.
+    """
+    if not gap <= max_gap:
+        raise WeightSyncError(
+            f"{where}: after the weight sync the engine's log-probs differ from the trainer's by "
+            f"{gap:.3g} nats per token (at most {max_gap:.3g} allowed), so it does not hold the "
+            "trainer's weights; nothing was sampled with them. Look for a parameter that the engine "
+            "keeps a copy of (a tied or prepacked head), or raise rl.max_sync_gap if the dtype is coarse"
+        )
+
+
+def load_checkpoint(engine: "CheckpointEngine", folder: Path, *, max_gap: float) -> float:
+    """Put the weights of `folder` into `engine`, check them against transformers; the gap found.
+
+    Raises:
+        WeightSyncError: The engine answers otherwise than the checkpoint does.
+    """
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True
+    )
+    policy = Policy(causal_lm)
+    engine.weight_sender(causal_lm).publish_weights()
+    batch = canary_batch(causal_lm.config.vocab_size, device=torch.device("cpu"))
+    gap = canary_gap(engine, policy, batch)
+    check_gap(gap, max_gap=max_gap, where=str(folder))
+    return gap
+
+
+class CheckpointEngine(Scorer, Protocol):
+    """An engine that also takes weights."""
+
+    def weight_sender(self, module: torch.nn.Module) -> "Sender":
+        """The channel from `module` into the engine."""
+
+
+class Sender(Protocol):
+    """A channel for weights."""
+
+    def publish_weights(self) -> None:
+        """Put the module's weights into the engine."""

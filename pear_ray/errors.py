@@ -1,0 +1,47 @@
+"""The one error tree. Every error crosses process boundaries, so each pickles as its message alone."""
+
+
+class PearRayError(Exception):
+    """An error whose message says what was found, what was wanted, and what to do next."""
+
+    exit_code = 1
+
+
+class ConfigError(PearRayError):
+    """A run file or override that cannot mean anything."""
+
+    exit_code = 2
+
+
+class InputError(PearRayError):
+    """A file, corpus row, model folder or run folder that cannot be used."""
+
+    exit_code = 2
+
+
+class CapacityError(PearRayError):
+    """More devices asked for than the cluster has."""
+
+    exit_code = 2
+
+
+class ArtifactError(PearRayError):
+    """A stage's input is missing, incomplete, or was made by another config."""
+
+    exit_code = 2
+
+
+class EngineError(PearRayError):
+    """An inference or training engine that failed or answered nonsense."""
+
+
+class WeightSyncError(EngineError):
+    """The engine's log-probs differ from the trainer's right after a weight sync."""
+
+
+class RewardError(PearRayError):
+    """Too many rewards could not be computed to go on training."""
+
+
+class TrainingError(PearRayError):
+    """A loss or gradient that is not finite, or a worker group that could not be recovered."""

@@ -1,0 +1,172 @@
+"""Stages in order, passing over what is complete and current."""
+
+import contextlib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pear_ray import preflight
+from pear_ray.artifacts import manifest
+from pear_ray.artifacts import run_dir as run_dirs
+from pear_ray.config.corpus import JsonlCorpus
+from pear_ray.config.run import RunConfig, dump_run
+from pear_ray.distributed.capacity import check_capacity
+from pear_ray.errors import ArtifactError, PearRayError
+from pear_ray.preflight import Models
+from pear_ray.telemetry.live import LiveView
+from pear_ray.telemetry.metrics_log import MetricRecord, MetricsLog, Record
+from pear_ray.telemetry.trackers import open_trackers
+
+CONFIG_FILE = "config.yaml"
+ENGINE_STAGES = frozenset({"collect", "score", "sft", "rl", "evaluate"})
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of this run: its identity, and whether it has to be made."""
+
+    name: str
+    fingerprint: str
+    is_current: bool
+
+
+def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
+    """Identity of every stage's artifact: its own config, and the identities of what it reads."""
+    tree = json.loads(config.model_dump_json())
+    engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
+    group = engine | {"num_trainers": config.cluster.num_trainers, "seed": config.seed}
+    found: dict[str, str] = {}
+
+    def add(stage: str, settings: Any, **inputs: str) -> None:
+        found[stage] = manifest.fingerprint(stage=stage, config=settings, inputs=inputs)
+
+    if isinstance(config.corpus, JsonlCorpus):
+        file = manifest.file_fingerprint(Path(config.corpus.path))
+        add("collect", engine, file=file, policy=models.policy_fingerprint)
+    else:
+        add(
+            "collect",
+            [tree["corpus"], engine, config.seed],
+            behavior=models.behavior_fingerprint,
+            policy=models.policy_fingerprint,
+        )
+    add(
+        "score",
+        [tree["score"], engine],
+        corpus=found["collect"],
+        behavior=models.behavior_fingerprint,
+    )
+    add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
+    add("rl", [tree["rl"], group], sft=found["sft"])
+    add("evaluate", [tree["evaluate"], engine, config.seed], sft=found["sft"], rl=found["rl"])
+    add("report", tree["name"], **found)
+    return found
+
+
+def plan(config: RunConfig, run_dir: Path, models: Models) -> list[PlannedStage]:
+    """Every stage in order, with whether its artifact is there already."""
+    return [
+        PlannedStage(name, identity, manifest.is_current(run_dir / name, identity))
+        for name, identity in fingerprints(config, models).items()
+    ]
+
+
+def run(config: RunConfig, *, only: str | None = None) -> Path:
+    """Run all stages, or the stage `only`; the run's folder.
+
+    Raises:
+        PearRayError: A stage could not start or failed. What was complete stays complete.
+    """
+    run_dir = run_dirs.run_path(config.output_dir, config.name)
+    preflight.check_corpus_file(config)
+    models = preflight.check_models(config)
+    stages = plan(config, run_dir, models)
+    to_make = [s.name for s in stages if not s.is_current and only in (None, s.name)]
+    if only is not None:
+        _require_inputs(stages, only, run_dir)
+    if {"collect", "rl", "evaluate"}.intersection(to_make):
+        preflight.check_problems(config, models.policy, to_make)
+    if config.cluster.address is None and ENGINE_STAGES.intersection(to_make):
+        check_capacity(config, preflight.local_resources(config.cluster.device))
+    run_dirs.claim(run_dir, name=config.name)
+    with run_dirs.driver_lock(run_dir):
+        (run_dir / CONFIG_FILE).write_text(dump_run(config), encoding="utf-8")
+        _run_stages(config, run_dir, [s for s in stages if only in (None, s.name)])
+    return run_dir
+
+
+def _run_stages(config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage]) -> None:
+    attempt = run_dirs.next_attempt(run_dir)
+    tree = json.loads(config.model_dump_json())
+    warn = _log(config, run_dir, stages[0].name, attempt).event
+    trackers = open_trackers(
+        config.telemetry, run_dir, config.name, tree, warn=lambda text: warn("warning", text)
+    )
+    with contextlib.ExitStack() as open_things:
+        on_record = None
+        if any(s.name in ENGINE_STAGES and not s.is_current for s in stages):
+            on_record = _connect(config, open_things)
+        names = [stage.name for stage in stages]
+        open_things.enter_context(
+            LiveView(run_dir, names, trackers=trackers, on_record=on_record)
+        )
+        for stage in stages:
+            _run_stage(config, run_dir, stage, attempt=attempt)
+
+
+def _connect(
+    config: RunConfig, open_things: contextlib.ExitStack
+) -> Callable[[Record], None]:
+    """Connect to Ray for all stages together; what to do with each new record there."""
+    from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
+    from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
+
+    session = open_things.enter_context(ray_session(config.cluster))
+    wait_for_capacity(config)
+    if session.dashboard_url:
+        sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
+    light = open_things.enter_context(beacon(config))
+
+    def show(record: Record) -> None:
+        if isinstance(record, MetricRecord):
+            light.show(record.stage, record.step, record.num_steps, record.metrics)
+
+    return show
+
+
+def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt: int) -> None:
+    log = _log(config, run_dir, stage.name, attempt)
+    if stage.is_current:
+        log.event("stage_skipped", "complete and current")
+        return
+    resumed = manifest.begin(run_dir / stage.name, stage.fingerprint)
+    log.event("stage_started", "goes on where it stopped" if resumed else "begins")
+    started = time.monotonic()
+    module = importlib.import_module(f"pear_ray.stages.{stage.name}")
+    try:
+        module.run(config, run_dir, attempt=attempt)
+    except BaseException as error:  # a KeyboardInterrupt ends a stage as well
+        said = str(error) if isinstance(error, PearRayError) else f"{type(error).__name__}: {error}"
+        log.event("stage_failed", said)
+        raise
+    log.event("stage_finished", f"done in {time.monotonic() - started:.1f} s")
+
+
+def _require_inputs(stages: Sequence[PlannedStage], only: str, run_dir: Path) -> None:
+    for stage in stages:
+        if stage.name == only:
+            return
+        if only != "report" and not stage.is_current:
+            raise ArtifactError(
+                f"{run_dir / stage.name}: stage {stage.name!r}, which {only!r} builds on, is missing "
+                f"or was made by another config; run `pear {stage.name} RUN.yaml` first, or `pear run`"
+            )
+
+
+def _log(config: RunConfig, run_dir: Path, stage: str, attempt: int) -> MetricsLog:
+    return MetricsLog(run_dir, run=config.name, stage=stage, attempt=attempt)

@@ -1,0 +1,123 @@
+"""What must hold before any engine starts: models, vocabulary, problems, lengths, corpus file."""
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pear_ray.config.corpus import JsonlCorpus, SampledCorpus
+from pear_ray.config.run import RunConfig
+from pear_ray.engines.model_files import (
+    max_positions,
+    model_fingerprint,
+    resolve_model,
+    vocabulary_fingerprint,
+)
+from pear_ray.errors import InputError
+from pear_ray.records import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The run's starting models, found and identified."""
+
+    policy: Path
+    behavior: Path
+    policy_fingerprint: str
+    behavior_fingerprint: str
+
+
+def check_models(config: RunConfig) -> Models:
+    """Find both models and see that they fit each other and the run.
+
+    Raises:
+        InputError: A model is missing or unusable, their vocabularies differ, or the run wants longer
+            sequences than the policy was made for.
+    """
+    policy, behavior = (
+        _resolve(key, location)
+        for key, location in (
+            ("models.policy", config.models.policy),
+            ("models.behavior", config.models.behavior),
+        )
+    )
+    if vocabulary_fingerprint(policy) != vocabulary_fingerprint(behavior):
+        raise InputError(
+            f"models.policy={config.models.policy} and models.behavior={config.models.behavior} have "
+            "different vocabularies: log-probs of one's tokens mean nothing for the other's; "
+            "choose a behavior model with the policy's tokenizer"
+        )
+    longest = max_positions(policy)
+    if longest is not None and config.models.max_model_len > longest:
+        raise InputError(
+            f"models.max_model_len={config.models.max_model_len} is more than the {longest} positions "
+            f"of models.policy={config.models.policy}; lower it"
+        )
+    return Models(policy, behavior, model_fingerprint(policy), model_fingerprint(behavior))
+
+
+def check_corpus_file(config: RunConfig) -> None:
+    """See that a corpus file is there; its rows are checked when it is read, still before engines.
+
+    Raises:
+        InputError: It is missing or empty.
+    """
+    if isinstance(config.corpus, JsonlCorpus):
+        path = Path(config.corpus.path)
+        if not path.is_file():
+            raise InputError(f"corpus.path={path}: no such file; give a JSONL file")
+        if not path.stat().st_size:
+            raise InputError(f"corpus.path={path}: the file is empty; it needs at least one row")
+
+
+def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> None:
+    """Make every problem set that `stages` will use and see that prompts and completions fit.
+
+    Raises:
+        ConfigError: A game or parameter is unknown, or there are too few problems.
+        InputError: A prompt leaves no room for its completion.
+    """
+    # Loading a tokenizer takes seconds: only what will run pays for it.
+    from pear_ray.engines.chat import ChatTokenizer  # noqa: PLC0415
+
+    chat = ChatTokenizer(policy)
+    for key, problems, max_tokens in _problem_sets(config, stages):
+        lengths = [len(chat.prompt_ids(problem.question)) for problem in problems]
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        if lengths[longest] + max_tokens > config.models.max_model_len:
+            raise InputError(
+                f"{key}: problem {problems[longest].problem_id} has a prompt of {lengths[longest]} "
+                f"tokens, and with {key.split('.')[0]}.max_tokens={max_tokens} that is more than "
+                f"models.max_model_len={config.models.max_model_len}; raise it (the model allows "
+                f"{max_positions(policy)}), lower max_tokens, or make the problems easier"
+            )
+
+
+def _problem_sets(
+    config: RunConfig, stages: Collection[str]
+) -> Iterator[tuple[str, list[Problem], int]]:
+    from pear_ray.tasks.games import make_problems  # noqa: PLC0415 - reasoning-gym takes seconds
+    from pear_ray.tasks.held_out import evaluation_problems  # noqa: PLC0415
+
+    if "collect" in stages and isinstance(config.corpus, SampledCorpus):
+        made = make_problems(config.corpus.problems)
+        yield "corpus.problems", made, config.corpus.max_tokens
+    if "rl" in stages:
+        yield "rl.problems", make_problems(config.rl.problems), config.rl.max_tokens
+    if "evaluate" in stages:
+        yield "evaluate.problems", evaluation_problems(config), config.evaluate.max_tokens
+
+
+def _resolve(key: str, location: str) -> Path:
+    try:
+        return resolve_model(location)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+
+
+def local_resources(device: str) -> dict[str, float]:
+    """What a local Ray on this machine would have."""
+    found = {"CPU": float(os.cpu_count() or 1)}
+    if device == "cuda":
+        found["GPU"] = float(len(list(Path("/dev").glob("nvidia[0-9]*"))))
+    return found

@@ -1,0 +1,97 @@
+"""What crosses a boundary between stages, processes or engines, and its column names."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RewardStatus(StrEnum):
+    """What a verifier could say. `ERRORED` is not a wrong answer: it is no answer at all."""
+
+    OK = "ok"
+    FAILED = "failed"
+    ERRORED = "errored"
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended: its own end token, or the token limit (truncated)."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One prompt with what its verifier needs.
+
+    Attributes:
+        problem_id: Unique within a run, stable over reruns: `game/seed/index`.
+        task: Name of the game or set that the problem comes from.
+        question: The user turn, as text.
+        entry: The verifier's own record of the problem, as JSON.
+    """
+
+    problem_id: str
+    task: str
+    question: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A verifier's three-state result. `value` is meaningless when `status` is `ERRORED`."""
+
+    status: RewardStatus
+    value: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a sampler made of one prompt.
+
+    Attributes:
+        token_ids: Sampled ids, the end token included when there is one.
+        behavior_logprobs: One natural-log probability per id, at the sampling temperature.
+        text: The decoded ids, special tokens left out.
+        finish_reason: Whether it ended by itself or was cut.
+    """
+
+    token_ids: list[int]
+    behavior_logprobs: list[float]
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion of one problem in one RL step, with its reward."""
+
+    problem: Problem
+    prompt_ids: list[int]
+    completion: Completion
+    policy_version: int
+    reward: Reward
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """The rollouts of one problem in one step: the unit over which a baseline is taken."""
+
+    rollouts: list[Rollout]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenised corpus row: the ids are the only truth from here on.
+
+    Attributes:
+        example_id: Unique within the corpus.
+        source: Which behavior policy wrote it.
+        token_ids: Prompt and completion, tokenised once with the target model's tokenizer.
+        loss_mask: True where a token trains; same length as `token_ids`.
+    """
+
+    example_id: str
+    source: str
+    token_ids: list[int]
+    loss_mask: list[bool]

@@ -1,0 +1,45 @@
+"""rl: GRPO on a colocated worker group, from the SFT checkpoint."""
+
+from pathlib import Path
+
+from pear_ray.artifacts import manifest
+from pear_ray.config.run import RunConfig
+from pear_ray.distributed.rl_loop import rl_loop
+from pear_ray.distributed.session import ray_session
+from pear_ray.distributed.train_group import run_train_group
+from pear_ray.telemetry.metrics_log import latest_by_step, read_metrics
+
+
+def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
+    """Write `rl/model` (a Hugging Face folder) and the manifest.
+
+    Raises:
+        TrainingError: The worker group failed more often than allowed, or diverged.
+        WeightSyncError: An engine did not hold the trainer's weights.
+        RewardError: Too many rewards could not be computed.
+    """
+    stage_dir = run_dir / "rl"
+    manifest.require_manifest(run_dir / "sft")
+    with ray_session(config.cluster):
+        run_train_group(
+            rl_loop,
+            {
+                "config": config,
+                "run_dir": run_dir,
+                "attempt": attempt,
+                "model": run_dir / "sft" / "model",
+            },
+            cluster=config.cluster,
+            stage_dir=stage_dir,
+        )
+    records = latest_by_step(read_metrics(run_dir / "metrics.jsonl"), "rl")
+    rollouts = config.rl.prompts_per_step * config.rl.group_size
+    lengths = [record.metrics["rl/completion_length/mean"] for record in records]
+    return manifest.complete(
+        stage_dir,
+        counts={
+            "steps": config.rl.num_steps,
+            "rollouts": rollouts * config.rl.num_steps,
+            "tokens": round(rollouts * sum(lengths)),
+        },
+    )

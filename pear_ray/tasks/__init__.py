@@ -1,0 +1,1 @@
+"""Prompts with verifiable answers, and the killable pool that verifies them."""

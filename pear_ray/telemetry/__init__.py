@@ -1,0 +1,1 @@
+"""Numbers and progress: metrics.jsonl, trackers, the live view."""

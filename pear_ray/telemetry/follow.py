@@ -1,0 +1,179 @@
+"""Following a run from its `metrics.jsonl`: reading what is new, and folding it into progress."""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import assert_never
+
+from pear_ray.telemetry.metrics_log import (
+    EventKind,
+    EventRecord,
+    MetricRecord,
+    Record,
+    parse_line,
+)
+
+STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
+KEY_METRIC = {
+    "collect": "collect/verified_fraction",
+    "score": "score/tokens_per_s",
+    "sft": "sft/weighted_loss",
+    "rl": "rl/reward/mean",
+    "evaluate": "eval/pass_at_1",
+}
+_SPEED_METRIC = {stage: f"{stage}/tokens_per_s" for stage in STAGES} | {
+    "evaluate": "eval/tokens_per_s"
+}
+RECENT_STEPS = 16  # enough that one slow step (a checkpoint, a pause) cannot move the median
+KEPT_WARNINGS = 50
+
+
+class StageState(StrEnum):
+    """Where a stage stands, in the words shown."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+class Follower:
+    """Hands out the records added to `path` since the last poll; the file may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        """Start at the beginning of the file."""
+        self._path = path
+        self._offset = 0
+
+    def poll(self) -> list[Record]:
+        """The new complete records; a line still without its end waits for the next poll."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        complete, newline, _ = new.rpartition(b"\n")
+        self._offset += len(complete) + len(newline)
+        records = (parse_line(line) for line in complete.splitlines())
+        return [record for record in records if record is not None]
+
+
+@dataclass
+class StageProgress:
+    """How far one stage is.
+
+    Attributes:
+        started: Unix time of its last start; None before it.
+        finished: Unix time at which it finished, was skipped or failed.
+        metrics: The latest value of every metric that it wrote.
+        message: The sentence of its last event.
+    """
+
+    name: str
+    state: StageState = StageState.WAITING
+    attempt: int = 0
+    step: int = 0
+    num_steps: int = 0
+    started: float | None = None
+    finished: float | None = None
+    message: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    ticks: deque[tuple[float, int]] = field(
+        default_factory=lambda: deque(maxlen=RECENT_STEPS + 1)
+    )  # (time, step) of this attempt
+
+    @property
+    def key_metric(self) -> float | None:
+        """The stage's one number to watch."""
+        return self.metrics.get(KEY_METRIC.get(self.name, ""))
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second, as the stage last said."""
+        return self.metrics.get(_SPEED_METRIC.get(self.name, ""))
+
+    def step_s(self) -> float | None:
+        """Median seconds per step over the recent steps of this attempt; None before two."""
+        pairs = zip(self.ticks, list(self.ticks)[1:], strict=False)
+        spans = [(after[0] - before[0]) / (after[1] - before[1]) for before, after in pairs]
+        return statistics.median(spans) if spans else None
+
+    def eta_s(self, now: float) -> float | None:
+        """Seconds left at `now`: the steps left at the recent pace, less what has passed."""
+        step_s = self.step_s()
+        if self.state is not StageState.RUNNING or step_s is None:
+            return None
+        since_last = max(0.0, now - self.ticks[-1][0])
+        return max(0.0, (self.num_steps - self.step) * step_s - since_last)
+
+    def fold_metrics(self, record: MetricRecord) -> None:
+        """Take over a step's numbers; a stage whose start was not seen is running by them."""
+        if self.state is StageState.WAITING:
+            self.begin(record.time)
+        if record.attempt != self.attempt or (self.ticks and record.step < self.ticks[-1][1]):
+            self.ticks.clear()  # the gap between two attempts is no step time
+        self.attempt, self.step, self.num_steps = record.attempt, record.step, record.num_steps
+        self.metrics.update(record.metrics)
+        if not self.ticks or record.step > self.ticks[-1][1]:
+            self.ticks.append((record.time, record.step))
+
+    def begin(self, time: float) -> None:
+        """Go to running, forgetting how an earlier attempt ended."""
+        self.state, self.started, self.finished = StageState.RUNNING, time, None
+        self.ticks.clear()
+
+    def end(self, state: StageState, time: float) -> None:
+        """Go to a state that is final for this attempt."""
+        self.state, self.finished = state, time
+
+
+class ProgressState:
+    """A run's progress: records folded in the order written."""
+
+    def __init__(self, stages: Sequence[str] = STAGES) -> None:
+        """Every stage of `stages` waits; any other that writes is added behind them."""
+        self.run = ""
+        self.last_time: float | None = None
+        self.warnings: deque[EventRecord] = deque(maxlen=KEPT_WARNINGS)
+        self.stages = {name: StageProgress(name) for name in stages}
+
+    def fold(self, record: Record) -> None:
+        """Take over one record."""
+        self.run, self.last_time = record.run, record.time
+        stage = self.stages.setdefault(record.stage, StageProgress(record.stage))
+        if isinstance(record, MetricRecord):
+            stage.fold_metrics(record)
+        elif record.event is EventKind.WARNING:
+            self.warnings.append(record)
+        else:
+            _fold_event(stage, record)
+
+    def forget_states(self) -> None:
+        """Set every stage to waiting, as a new driver finds it; the numbers seen so far stay."""
+        self.warnings.clear()
+        for stage in self.stages.values():
+            stage.state, stage.started, stage.finished = StageState.WAITING, None, None
+            stage.ticks.clear()
+
+
+def _fold_event(stage: StageProgress, record: EventRecord) -> None:
+    stage.message = record.message
+    match record.event:
+        case EventKind.STAGE_STARTED:
+            stage.begin(record.time)
+            stage.attempt, stage.step = record.attempt, 0
+        case EventKind.STAGE_FINISHED:
+            stage.end(StageState.DONE, record.time)
+        case EventKind.STAGE_SKIPPED:
+            stage.end(StageState.SKIPPED, record.time)
+        case EventKind.STAGE_FAILED:
+            stage.end(StageState.FAILED, record.time)
+        case EventKind.WARNING:
+            pass  # no change of state
+        case _:
+            assert_never(record.event)

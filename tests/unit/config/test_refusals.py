@@ -1,0 +1,120 @@
+"""What a run file cannot mean is refused, with its dotted key and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from pear_ray.config.run import load_run
+from pear_ray.errors import ConfigError
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_run(path, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("sft.num_epoch=2", "sft.num_epoch: unknown key; did you mean 'num_epochs'?"),
+        ("rl.groupsize=2", "rl.groupsize: unknown key; did you mean 'group_size'?"),
+        ("clusters={}", "clusters: unknown key; did you mean 'cluster'?"),
+        # the right key in the wrong section
+        ("sft.group_size=4", "sft.group_size: unknown key; did you mean 'group_size'?"),
+        ("telemetry.zzzz=4", "telemetry.zzzz: unknown key; known here: project, trackers"),
+    ],
+)
+def test_unknown_keys(run_file: Path, override: str, line: str) -> None:
+    assert line in refusal(run_file, override)
+
+
+def test_unknown_key_inside_a_choice_and_inside_a_list(run_file: Path) -> None:
+    message = refusal(run_file, "sft.weights={kind: pear, gama: 0.9}")
+    assert "gama: unknown key; did you mean 'gamma'?" in message
+    message = refusal(run_file, "rl.problems.games.0.nam=x")
+    assert "rl.problems.games.0.nam: unknown key; did you mean 'name'?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=yes", "seed"),
+        ("seed=1.5", "seed"),
+        ("seed=-1", "seed"),
+        ('sft.num_epochs="2"', "sft.num_epochs"),
+        ("sft.num_epochs=true", "sft.num_epochs"),
+        ("sft.optimizer.learning_rate=fast", "sft.optimizer.learning_rate"),
+        ("sft.optimizer.learning_rate=0", "sft.optimizer.learning_rate"),
+        ("models.dtype=float16", "models.dtype"),
+        ("models.policy=3", "models.policy"),
+        ("rl.group_size=1", "rl.group_size"),
+        ("rl.problems.games=[]", "rl.problems.games"),
+        ("sft=3", "sft"),
+        ("name=a/b", "name"),
+        ("sft.weights={kind: none}", "sft.weights"),
+    ],
+)
+def test_wrong_types_and_bounds_name_the_key(run_file: Path, override: str, key: str) -> None:
+    message = refusal(run_file, override)
+    assert "1 problem\n" in message
+    assert f"  {key}: " in message
+
+
+def test_all_problems_are_listed_at_once(run_file: Path) -> None:
+    message = refusal(run_file, "seed=yes", "sft.num_epoch=2", "rl.group_size=1")
+    assert "3 problems" in message
+    assert [key in message for key in ("seed", "sft.num_epoch", "rl.group_size")] == [True] * 3
+
+
+def test_missing_key(run_file: Path) -> None:
+    run_file.write_text(
+        run_file.read_text(encoding="utf-8").replace("name: tiny\n", ""), encoding="utf-8"
+    )
+    assert "name: Field required" in refusal(run_file)
+
+
+def test_duplicate_key_in_the_file(run_file: Path) -> None:
+    with run_file.open("a", encoding="utf-8") as file:
+        file.write("name: other\n")
+    assert "'name' is set twice" in refusal(run_file)
+
+
+def test_missing_file_names_it_and_the_shipped_ones(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "absent.yaml")
+    assert str(tmp_path / "absent.yaml") in message
+    assert "jobs/runs/" in message
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words\n"])
+def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert "expected a mapping at the top" in refusal(path)
+
+
+def test_broken_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text("a: [1, 2", encoding="utf-8")
+    assert "not valid YAML" in refusal(path)
+
+
+@pytest.mark.parametrize("field", ["rl.prompts_per_step", "sft.global_batch_size"])
+def test_a_batch_that_does_not_split_over_the_ranks(run_file: Path, field: str) -> None:
+    message = refusal(run_file, f"{field}=9", "cluster.num_trainers=4")
+    assert f"{field}=9 does not split over cluster.num_trainers=4" in message
+    load_run(run_file, [f"{field}=12", "cluster.num_trainers=4"])
+
+
+def test_pass_at_k_needs_k_samples(run_file: Path) -> None:
+    message = refusal(run_file, "evaluate.num_samples=4")
+    assert "evaluate.k=8 needs at least that many samples" in message
+    assert "evaluate.num_samples=4" in message
+    load_run(run_file, ["evaluate.num_samples=4", "evaluate.k=[1, 4]"])
+
+
+def test_configs_are_frozen(run_file: Path) -> None:
+    config = load_run(run_file)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
