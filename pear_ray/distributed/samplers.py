@@ -1,7 +1,8 @@
 """A pool of engine actors for collecting and evaluating: prompts in, completions out, in order."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,9 +13,31 @@ from ray.util import ActorPool
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
+from pear_ray.errors import EngineError, PearRayError
 from pear_ray.records import Completion
 
 PROMPTS_PER_CALL = 64  # enough sequences to keep an engine's batch full, few enough to show progress
+
+
+@contextlib.contextmanager
+def engine_errors(doing: str) -> Iterator[None]:
+    """Turn what Ray says of a failed actor into one of our errors, in one line.
+
+    Raises:
+        PearRayError: The actor raised it.
+        EngineError: The actor died or raised anything else.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, PearRayError):
+            raise cause from error
+        line = (str(cause).strip().splitlines() or [""])[-1]
+        raise EngineError(f"{doing} failed: {type(cause).__name__}: {line}") from error
+    except ray.exceptions.RayActorError as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise EngineError(f"{doing} failed, an engine's process died: {line}") from error
 
 
 class EngineActor:
@@ -80,7 +103,8 @@ class SamplerPool:
 
     def load(self, folder: Path, *, max_gap: float) -> float:
         """Put the checkpoint in `folder` into every engine; the largest log-prob gap found."""
-        return max(ray.get([actor.load.remote(str(folder), max_gap) for actor in self._actors]))
+        with engine_errors("loading a checkpoint"):
+            return max(ray.get([actor.load.remote(str(folder), max_gap) for actor in self._actors]))
 
     def generate(
         self,
@@ -104,10 +128,11 @@ class SamplerPool:
         pool = ActorPool(self._actors)
         done: list[list[Completion]] = []
         num_tokens = 0
-        for part in pool.map(_call_generate, calls):
-            done += part
-            num_tokens += sum(len(each.token_ids) for group in part for each in group)
-            progress(len(done), num_tokens)
+        with engine_errors("sampling"):
+            for part in pool.map(_call_generate, calls):
+                done += part
+                num_tokens += sum(len(each.token_ids) for group in part for each in group)
+                progress(len(done), num_tokens)
         return done
 
     def _prompts_per_call(self, num_prompts: int) -> int:

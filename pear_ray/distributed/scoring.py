@@ -1,6 +1,7 @@
 """Behavior log-probs of a corpus: Ray Data over engine actors, resumable block by block."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from pear_ray.artifacts.tables import SCORED
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.samplers import engine_errors
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.engines.vllm.spec import EngineSpec
 from pear_ray.errors import EngineError
@@ -33,6 +35,7 @@ class ScoringJob:
     config: RunConfig
     model: Path
     corpus: Path
+    num_rows: int
     output: Path
     done: Path
 
@@ -80,17 +83,15 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
     started = time.monotonic()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own view shows progress
     context.checkpoint_config = CheckpointConfig(
         id_column="example_id",
         checkpoint_path=str(job.done),
         delete_checkpoint_on_success=False,
     )
     try:
-        with _reporting(job.output, progress):
+        with engine_errors("scoring"), _reporting(job.output, progress):
             _dataset(job).write_parquet(str(job.output))
-    except ray.exceptions.RayTaskError as error:
-        cause = error.as_instanceof_cause()
-        raise EngineError(f"scoring failed: {_last_line(cause)}") from error
     finally:
         context.checkpoint_config = None
     return time.monotonic() - started
@@ -98,14 +99,17 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
 
 def _dataset(job: ScoringJob) -> ray.data.Dataset:
     wanted = worker_resources(job.config.cluster)
+    # A small corpus is spread over all actors rather than filling one block of one of them.
+    share = -(-job.num_rows // job.config.cluster.num_samplers)
+    rows_per_block = min(job.config.score.rows_per_block, share)
     return (
         ray.data.read_parquet(str(job.corpus))
         # Without this, Ray Data folds a small corpus into one block, and all actors but one idle.
-        .repartition(target_num_rows_per_block=job.config.score.rows_per_block)
+        .repartition(target_num_rows_per_block=rows_per_block)
         .map_batches(
             BehaviorScorer,
             fn_constructor_args=(job,),
-            batch_size=job.config.score.rows_per_block,
+            batch_size=rows_per_block,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=job.config.cluster.num_samplers),
             num_cpus=wanted["CPU"] * CPU_SHARE_LEFT,
@@ -136,11 +140,6 @@ def _reporting(folder: Path, progress: Callable[[int], None]) -> Iterator[None]:
     finally:
         stop.set()
         watcher.join()
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1]
 
 
 def _masked(values: np.ndarray, row: dict[str, Any]) -> np.ndarray:

@@ -126,18 +126,23 @@ def latest_by_step(records: Iterable[Record], stage: str) -> list[MetricRecord]:
     """One record per step of `stage`, by step, from the last attempt that wrote the step.
 
     A resumed stage does again the steps after its last checkpoint; only the redone ones count.
-    Within one attempt several lines about one step are joined, later values winning.
+    Within one attempt several lines about one step are joined, later values winning. Steps past the
+    last attempt's `num_steps` are of a longer stage that a shorter one replaced, and are left out.
     """
     latest: dict[int, MetricRecord] = {}
+    newest: MetricRecord | None = None
     for record in records:
         if not isinstance(record, MetricRecord) or record.stage != stage:
             continue
+        if newest is None or record.attempt >= newest.attempt:
+            newest = record
         known = latest.get(record.step)
         if known is None or record.attempt > known.attempt:
             latest[record.step] = record
         elif record.attempt == known.attempt:
             latest[record.step] = _joined(known, record)
-    return [latest[step] for step in sorted(latest)]
+    num_steps = newest.num_steps if newest else 0
+    return [latest[step] for step in sorted(latest) if step <= num_steps]
 
 
 def _joined(earlier: MetricRecord, later: MetricRecord) -> MetricRecord:

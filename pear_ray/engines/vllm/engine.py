@@ -14,15 +14,15 @@ from pear_ray.errors import EngineError
 from pear_ray.records import Completion, FinishReason
 
 
+CPU_BATCHED_TOKENS = 4096  # bounds the logits of one prefill
+
+
 class VllmEngine:
     """An engine in this process. Log-probs are those of the distribution sampled from (logits / T)."""
 
     def __init__(self, spec: EngineSpec, *, takes_weights: bool = False) -> None:
         self.spec = spec
         transfer = WeightTransferConfig(backend=weights.BACKEND) if takes_weights else None
-        device_options = (
-            {"gpu_memory_utilization": spec.gpu_memory_fraction} if spec.device == "cuda" else {}
-        )
         try:
             self.llm = LLM(
                 spec.model,
@@ -30,13 +30,12 @@ class VllmEngine:
                 # Scoring asks for one token more than it is given, and throws it away.
                 max_model_len=spec.max_model_len + 1,
                 max_num_seqs=spec.max_num_seqs,
-                enforce_eager=spec.device == "cpu",
                 enable_prefix_caching=takes_weights,  # rollouts share prompts; scoring must not cache
                 logprobs_mode="processed_logprobs",
                 weight_transfer_config=transfer,
                 disable_log_stats=True,
                 seed=spec.seed,
-                **device_options,
+                **_device_options(spec),
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineError(
@@ -101,6 +100,18 @@ class VllmEngine:
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             finish_reason=FinishReason(sample.finish_reason),
         )
+
+
+def _device_options(spec: EngineSpec) -> dict[str, object]:
+    if spec.device == "cuda":
+        return {"gpu_memory_utilization": spec.gpu_memory_fraction}
+    return {
+        "enforce_eager": True,
+        # A seeded request whose prompt is cut over two batches fails on CPU in vLLM 0.32 (it rewinds
+        # the generator, which only CUDA's can do): whole prompts only.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_model_len + 1),
+    }
 
 
 def _chosen(flat: FlatLogprobs, token_ids: list[int]) -> list[float]:

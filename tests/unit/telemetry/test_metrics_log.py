@@ -113,6 +113,11 @@ def test_a_straggler_of_an_old_attempt_does_not_win():
     assert [r.metrics for r in latest_by_step(records, "rl")] == [{"x": 20.0}]
 
 
+def test_a_shorter_stage_hides_the_steps_of_the_longer_one_that_it_replaced():
+    records = [*(record(s, x=1.0) for s in (1, 2, 3, 4)), record(1, attempt=2, num_steps=2, x=2.0)]
+    assert [(r.step, r.attempt) for r in latest_by_step(records, "rl")] == [(1, 2), (2, 1)]
+
+
 def test_lines_of_one_attempt_about_one_step_are_joined():
     records = [record(1, x=1.0, y=1.0), record(1, y=2.0, z=3.0)]
     assert [r.metrics for r in latest_by_step(records, "rl")] == [{"x": 1.0, "y": 2.0, "z": 3.0}]

@@ -1,0 +1,148 @@
+"""What the run achieved: pass@k before and after each stage, and completions to read."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pear_ray.artifacts.tables import EVALUATION_SAMPLES
+from pear_ray.records import FinishReason, RewardStatus
+from pear_ray.reporting.load import CHECKPOINTS, Evaluation
+from pear_ray.reporting.plot import BLUE, GREY, INK, ORANGE, Chart, chart, legend, new_axes
+from pear_ray.reporting.words import CHECKPOINT_WORDS, metric_words
+
+SHOWN_CHARS = 1200  # of a completion: the start and the end carry the reasoning and the answer
+_COLOURS = {"base": GREY, "sft": BLUE, "rl": ORANGE}
+_IMPROVED, _NOT_IMPROVED = 3, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion of one checkpoint as the page shows it."""
+
+    checkpoint: str
+    status: str
+    num_right: int
+    num_samples: int
+    completion: str
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleProblem:
+    """A problem with the same sample of every checkpoint."""
+
+    problem_id: str
+    task: str
+    question: str
+    samples: list[Sample]
+
+
+def pass_at_k(evaluation: Evaluation) -> Chart:
+    """pass@k of every checkpoint with its interval."""
+    done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
+    metrics = sorted(
+        {n for name in done for n in evaluation.checkpoints[name] if n.startswith("pass_at_")},
+        key=lambda n: int(n.removeprefix("pass_at_")),
+    )
+    figure, axes = new_axes(x_label="", y_label="fraction of problems", wide=True)
+    width = 0.8 / len(done)
+    for index, name in enumerate(done):
+        estimates = [evaluation.checkpoints[name][metric] for metric in metrics]
+        values = np.array([e.value for e in estimates])
+        errors = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+        centres = np.arange(len(metrics)) + (index - (len(done) - 1) / 2) * width
+        axes.bar(
+            centres,
+            values,
+            0.86 * width,
+            yerr=np.maximum(0.0, np.array(errors)),
+            color=_COLOURS[name],
+            ecolor=INK,
+            capsize=3,
+            label=CHECKPOINT_WORDS[name],
+        )
+        for centre, estimate in zip(centres, estimates, strict=True):
+            axes.annotate(
+                f"{estimate.value:.2f}",
+                (centre, estimate.high),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    axes.set_xticks(range(len(metrics)), [metric_words(metric) for metric in metrics])
+    axes.set_ylim(0, 1.08)
+    axes.grid(visible=False, axis="x")
+    legend(axes)
+    caption = (
+        f"Held-out problems, the same for every checkpoint; bars end at the estimate, whiskers span "
+        f"the {100 * evaluation.confidence:g} % interval over problems: only where whiskers do not "
+        "overlap does this evaluation tell two checkpoints apart."
+    )
+    return chart(figure, title="pass@k before and after each stage", caption=caption)
+
+
+def example_problems(path: Path) -> list[ExampleProblem]:
+    """A few problems with sample 0 of every checkpoint, chosen by rule.
+
+    The first problems, by id, whose sample 0 the last checkpoint got right and the first did not;
+    then the first that the last checkpoint got wrong.
+    """
+    names = ["checkpoint", "problem_id", "sample_index", "reward_status"]
+    table = pq.read_table(path, columns=names)
+    rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+    num_right = Counter((c, p) for c, p, _, status in rows if status == RewardStatus.OK)
+    num_samples = Counter((c, p) for c, p, _, _ in rows)
+    first_samples: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for checkpoint, problem, index, status in rows:
+        if index == 0:
+            first_samples[problem][checkpoint] = status
+    chosen = _choose(first_samples)
+    filters = [("problem_id", "in", chosen), ("sample_index", "==", 0)]
+    shown = pq.read_table(path, filters=filters) if chosen else EVALUATION_SAMPLES.empty_table()
+    by_key = {(row["problem_id"], row["checkpoint"]): row for row in shown.to_pylist()}
+    return [
+        ExampleProblem(
+            problem_id=problem,
+            task=next(by_key[problem, c]["task"] for c in first_samples[problem]),
+            question=next(by_key[problem, c]["question"] for c in first_samples[problem]),
+            samples=[
+                Sample(
+                    checkpoint=CHECKPOINT_WORDS[checkpoint],
+                    status=row["reward_status"],
+                    num_right=num_right[checkpoint, problem],
+                    num_samples=num_samples[checkpoint, problem],
+                    completion=shorten(row["completion"]),
+                    truncated=row["finish_reason"] == FinishReason.LENGTH,
+                )
+                for checkpoint in CHECKPOINTS
+                if (row := by_key.get((problem, checkpoint)))
+            ],
+        )
+        for problem in chosen
+    ]
+
+
+def shorten(text: str) -> str:
+    """`text`, with its middle left out when it is longer than `SHOWN_CHARS`."""
+    if len(text) <= SHOWN_CHARS:
+        return text
+    half = SHOWN_CHARS // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
+
+
+def _choose(first_samples: dict[str, dict[str, str]]) -> list[str]:
+    improved, not_improved = [], []
+    for problem in sorted(first_samples):
+        statuses = first_samples[problem]
+        done = [name for name in CHECKPOINTS if name in statuses]
+        if not done:
+            continue
+        if statuses[done[-1]] != RewardStatus.OK:
+            not_improved.append(problem)
+        elif statuses[done[0]] != RewardStatus.OK:
+            improved.append(problem)
+    return improved[:_IMPROVED] + not_improved[:_NOT_IMPROVED]

@@ -1,0 +1,141 @@
+"""`report.html`: one self-contained file that needs no network and runs no script."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pear_ray.reporting.load import CHECKPOINTS, RunData, load_run_data
+from pear_ray.reporting.outcome import example_problems
+from pear_ray.reporting.sections import build_sections
+from pear_ray.reporting.words import CHECKPOINT_WORDS, estimate_words, metric_words, verdict
+from pear_ray.telemetry.view import duration
+
+SHOWN_WARNINGS = 40
+_TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Words in rows; the first column names the row."""
+
+    headers: list[str]
+    rows: list[list[str]]
+
+
+def write_report(run_dir: Path, out_path: Path) -> None:
+    """Write the report of the run in `run_dir` to `out_path`, whole or not at all.
+
+    What a run has not made yet is named in its section; only a missing folder is an error.
+
+    Raises:
+        InputError: `run_dir` does not exist.
+    """
+    html = render_report(load_run_data(run_dir))
+    partial = out_path.with_name(f".{out_path.name}.{os.getpid()}")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(out_path)
+
+
+def render_report(data: RunData) -> str:
+    """The page as HTML; everything that comes from the run is escaped."""
+    environment = Environment(
+        loader=PackageLoader("pear_ray.reporting", "."),
+        autoescape=True,  # completions and warnings are text from a model: never markup
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup  # ours: drawn by matplotlib, which escapes its texts
+    evaluation = data.evaluation
+    sentences = verdict(evaluation) if evaluation and evaluation.checkpoints else []
+    return environment.get_template(_TEMPLATE).render(
+        name=data.name,
+        made=time.strftime("%Y-%m-%d %H:%M %Z"),
+        facts=_facts(data),
+        verdict=sentences,
+        no_verdict=data.missing.get("evaluation", "the evaluation holds no checkpoint"),
+        evaluation=evaluation,
+        summary=_summary(data),
+        sections=build_sections(data),
+        problems=example_problems(data.samples_path) if data.samples_path else [],
+        warnings=[
+            (time.strftime("%H:%M:%S", time.localtime(w.time)), w.stage, w.message)
+            for w in data.warnings[-SHOWN_WARNINGS:]
+        ],
+        num_warnings=len(data.warnings),
+        config_text=data.config_text,
+        config_missing=data.missing.get("config", ""),
+        stages=_stages(data),
+        versions=_versions(data),
+    )
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    """What identifies the run at a glance."""
+    config = data.config
+    if config is None:
+        return []
+    weights = config.sft.weights
+    level = f"pear, {weights.level} level" if weights.kind == "pear" else "uniform (plain SFT)"
+    took = sum(m.finished - m.started for m in data.manifests.values())
+    return [
+        ("policy", config.models.policy),
+        ("behavior", config.models.behavior),
+        ("SFT weights", level),
+        ("SFT", f"{config.sft.num_epochs} epoch, {config.sft.global_batch_size} per step"),
+        (
+            "RL",
+            f"{config.rl.num_steps} steps, {config.rl.prompts_per_step} prompts x "
+            f"{config.rl.group_size}",
+        ),
+        ("device", f"{config.cluster.device}, {config.cluster.num_trainers} trainers"),
+        ("stages took", duration(took)),
+    ]
+
+
+def _summary(data: RunData) -> Table:
+    """One row per checkpoint, one column per metric."""
+    evaluation = data.evaluation
+    if evaluation is None:
+        return Table([], [])
+    done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
+    names = list(dict.fromkeys(m for name in done for m in evaluation.checkpoints[name]))
+    rows = []
+    for name in done:
+        estimates = evaluation.checkpoints[name]
+        cells = [estimate_words(estimates[m], name=m) if m in estimates else "" for m in names]
+        rows.append([CHECKPOINT_WORDS[name], *cells])
+    return Table(["", *map(metric_words, names)], rows)
+
+
+def _stages(data: RunData) -> Table:
+    """One row per finished stage: when, how long, what it left, its fingerprint."""
+    rows = [
+        [
+            stage,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.finished)),
+            duration(manifest.finished - manifest.started),
+            ", ".join(f"{name} {value:,g}" for name, value in sorted(manifest.counts.items())),
+            manifest.fingerprint,
+        ]
+        for stage, manifest in data.manifests.items()
+    ]
+    return Table(["stage", "finished", "took", "counts", "fingerprint"], rows)
+
+
+def _versions(data: RunData) -> Table:
+    """Versions per package; stages that ran under different ones are told apart."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for stage, manifest in data.manifests.items():
+        for package, version in manifest.versions.items():
+            found.setdefault((package, version), []).append(stage)
+    everywhere = list(data.manifests)
+    rows = [
+        [package, version, "all stages" if stages == everywhere else ", ".join(stages)]
+        for (package, version), stages in sorted(found.items())
+    ]
+    return Table(["package", "version", "used by"], rows)

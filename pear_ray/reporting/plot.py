@@ -1,0 +1,199 @@
+"""Drawing: matplotlib figures as inline SVG whose colours the page's style sheet decides."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# matplotlib wants fixed colours; each stands for a CSS variable that differs in dark mode.
+_SENTINELS = {
+    name: f"#0{i:x}0{i:x}0{i:x}"
+    for i, name in enumerate(
+        ("ink", "muted", "grid", "grey", "blue", "orange", "green", "purple", "alert"), start=1
+    )
+}
+INK, MUTED, GRID, GREY, BLUE, ORANGE, GREEN, PURPLE, ALERT = _SENTINELS.values()
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+}
+_MARKED_POINTS = 30  # few points want to be seen one by one; many make a line
+_WIDTH_IN, _HEIGHT_IN = 5.6, 3.1
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure ready for the page."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One series of a line chart; NaN values leave gaps."""
+
+    label: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    colour: str
+    dashes: str = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A level that a series should stay below (or above), drawn dashed and named."""
+
+    label: str
+    value: float
+
+
+def new_axes(*, x_label: str, y_label: str, wide: bool = False) -> tuple["Figure", "Axes"]:
+    """An empty styled chart with its axes; `wide` spans the page."""
+    import matplotlib as mpl  # noqa: PLC0415 - half a second that other stages do not pay
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH_IN * (2 if wide else 1), _HEIGHT_IN), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+    return figure, axes
+
+
+def chart(figure: "Figure", *, title: str, caption: str) -> Chart:
+    """`figure` as inline SVG under `title`, explained by `caption`."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    buffer = io.StringIO()
+    # The salt keeps the ids of clip paths apart when many figures share one page.
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return Chart(title, _inline(buffer.getvalue(), title), caption)
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    caption: str,
+    x_label: str,
+    y_label: str,
+    thresholds: Sequence[Threshold] = (),
+    log: bool = False,
+) -> Chart:
+    """Series over a common x axis, with thresholds."""
+    figure, axes = new_axes(x_label=x_label, y_label=y_label)
+    for line in lines:
+        marker = "o" if len(line.x) <= _MARKED_POINTS else ""
+        axes.plot(line.x, line.y, line.dashes, marker=marker, color=line.colour, label=line.label)
+    if log:
+        log_axis(axes)
+    else:
+        axes.margins(y=0.12)
+    for threshold in thresholds:
+        draw_threshold(axes, threshold)
+    whole_steps(axes)
+    if len(lines) > 1:
+        legend(axes)
+    return chart(figure, title=title, caption=caption)
+
+
+def log_axis(axes: "Axes") -> None:
+    """A logarithmic y axis whose ticks are plain text."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: PLC0415
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def whole_steps(axes: "Axes") -> None:
+    """No tick at half a step."""
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+
+
+def draw_threshold(axes: "Axes", threshold: Threshold) -> None:
+    """A dashed level with its name at the right end."""
+    axes.axhline(threshold.value, color=ALERT, linestyle=(0, (5, 3)), linewidth=1.1)
+    axes.annotate(
+        threshold.label,
+        (1.0, threshold.value),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=ALERT,
+        fontsize=8,
+    )
+
+
+def legend(axes: "Axes") -> None:
+    """Names above the plot, where they can hide nothing."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=4,
+        fontsize=8,
+        handlelength=1.8,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+    )
+
+
+def running_mean(values: NDArray[np.float64], *, window: int) -> NDArray[np.float64]:
+    """Centred mean over `window` values, fewer at the ends; NaN values are left out."""
+    known = np.isfinite(values)
+    kernel = np.ones(window)
+    sums = np.convolve(np.where(known, values, 0.0), kernel)
+    counts = np.convolve(known.astype(np.float64), kernel)
+    start = (window - 1) // 2
+    middle = slice(start, start + len(values))
+    with np.errstate(invalid="ignore"):
+        return sums[middle] / counts[middle]
+
+
+def _inline(svg: str, title: str) -> str:
+    """The bare `<svg>` element: no prolog, no size of its own, CSS variables for colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # never referenced, and not unique on a page
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = svg.replace("xlink:href", "href").replace("'DejaVu Sans'", "inherit-me, system-ui")
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    for name, sentinel in _SENTINELS.items():
+        svg = svg.replace(sentinel, f"var(--{name})")
+    return svg

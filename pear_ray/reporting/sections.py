@@ -1,0 +1,121 @@
+"""The report's chapters: which figures each holds, and what it says where an input is missing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pear_ray.config.corpus import SampledCorpus
+from pear_ray.config.sft import PearWeights
+from pear_ray.reporting import corpus_figures, outcome, rl_figures
+from pear_ray.reporting.load import RunData
+from pear_ray.reporting.plot import Chart
+
+
+@dataclass(slots=True)
+class Section:
+    """One chapter of the page.
+
+    Attributes:
+        missing: A sentence for each figure that could not be drawn.
+    """
+
+    anchor: str
+    title: str
+    charts: list[Chart] = field(default_factory=list)
+    wide: list[Chart] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def draw(
+        self, data: RunData, stage: str, name: str, figure: Callable[[RunData], Chart]
+    ) -> None:
+        """Add a figure of the stage's metric `name`, or say that nothing logged it."""
+        if rl_figures.has(data, stage, name):
+            self.charts.append(figure(data))
+        else:
+            self.missing.append(f"no figure of {name}: stage `{stage}` has not logged it")
+
+
+def build_sections(data: RunData) -> list[Section]:
+    """Every chapter with figures, in reading order."""
+    return [_outcome(data), _corpus(data), _weights(data), _sft(data), _rl(data), _time(data)]
+
+
+def _outcome(data: RunData) -> Section:
+    section = Section("outcome", "Outcome")
+    if data.evaluation and data.evaluation.checkpoints:
+        section.wide.append(outcome.pass_at_k(data.evaluation))
+    return section
+
+
+def _corpus(data: RunData) -> Section:
+    section = Section("corpus", "Corpus")
+    if data.corpus is None:
+        section.missing.append(data.missing["corpus"])
+    elif len(data.corpus.num_loss_tokens):
+        limit = None
+        if data.config and isinstance(data.config.corpus, SampledCorpus):
+            limit = data.config.corpus.max_tokens
+        section.charts.append(corpus_figures.length_histogram(data.corpus, limit))
+    else:
+        section.missing.append("the corpus holds no row")
+    if data.config is None or isinstance(data.config.corpus, SampledCorpus):
+        section.draw(data, "collect", "collect/verified_fraction", corpus_figures.verified_fraction)
+    else:
+        section.missing.append("no verified fraction: the corpus was read from a file")
+    if data.corpus is not None and len(data.corpus.behavior_logprob_means):
+        section.charts.append(corpus_figures.behavior_histogram(data.corpus))
+    else:
+        section.missing.append("no behavior log-probs: run the stage `score`")
+    return section
+
+
+def _weights(data: RunData) -> Section:
+    section = Section("weights", "PEAR weights")
+    weights = data.config.sft.weights if data.config else PearWeights()
+    if not isinstance(weights, PearWeights):
+        section.missing.append("sft.weights is uniform (plain SFT): every token weighs 1")
+        return section
+    if data.weights is None:
+        section.missing.append(data.missing["weights"])
+    elif len(data.weights.steps):
+        section.charts.append(corpus_figures.log_ratio_histogram(data.weights, weights))
+        section.charts.append(corpus_figures.weights_by_position(data.weights, weights))
+    else:
+        section.missing.append("sft/weight_samples.parquet holds no row")
+    section.draw(data, "sft", "sft/ess_fraction", corpus_figures.effective_sample_size)
+    section.draw(data, "sft", "sft/log_ratio_clip_low_fraction", corpus_figures.clip_fractions)
+    return section
+
+
+def _sft(data: RunData) -> Section:
+    section = Section("sft", "SFT")
+    section.draw(data, "sft", "sft/weighted_loss", corpus_figures.sft_loss)
+    section.draw(data, "sft", "sft/grad_norm", corpus_figures.sft_grad_norm)
+    return section
+
+
+def _rl(data: RunData) -> Section:
+    section = Section("rl", "RL")
+    section.draw(data, "rl", "rl/reward/mean", rl_figures.reward)
+    section.draw(data, "rl", "rl/entropy", rl_figures.entropy)
+    section.draw(data, "rl", "rl/completion_length/mean", rl_figures.length)
+    section.draw(data, "rl", "rl/degenerate_group_fraction", rl_figures.fractions)
+    section.draw(data, "rl", "rl/mismatch/mean_gap", rl_figures.gaps)
+    section.draw(data, "rl", "rl/grad_norm", rl_figures.grad_norm)
+    return section
+
+
+def _time(data: RunData) -> Section:
+    section = Section("time", "Time and tokens")
+    if data.manifests:
+        section.charts.append(rl_figures.stage_time(data))
+    else:
+        section.missing.append("no time per stage: no stage has finished yet")
+    if any(rl_figures.has(data, stage, f"{stage}/tokens_per_s") for stage in data.metrics):
+        section.charts.append(rl_figures.speed(data))
+    else:
+        section.missing.append("no stage has logged tokens per second")
+    if rl_figures.has(data, "rl", "time/step_s"):
+        section.wide.append(rl_figures.step_time(data))
+    else:
+        section.missing.append("no figure of time/step_s: stage `rl` has not logged it")
+    return section

@@ -1,0 +1,95 @@
+"""What a report says in words. It never claims more than the intervals carry."""
+
+from pear_ray.reporting.load import CHECKPOINTS, Estimate, Evaluation
+
+CHECKPOINT_WORDS = {"base": "the base model", "sft": "after SFT", "rl": "after RL"}
+_METRIC_WORDS = {
+    "mean_length": "mean length (tokens)",
+    "truncated_fraction": "truncated",
+    "errored_fraction": "reward errored",
+}
+_FRACTIONS = {"truncated_fraction", "errored_fraction"}
+
+
+def metric_words(name: str) -> str:
+    """`pass_at_8` as `pass@8`; the other metrics in plain words."""
+    if name.startswith("pass_at_"):
+        return f"pass@{name.removeprefix('pass_at_')}"
+    return _METRIC_WORDS.get(name, name.replace("_", " "))
+
+
+def estimate_words(estimate: Estimate, *, name: str = "") -> str:
+    """`0.213 [0.180, 0.246]`; fractions that are not scores as percentages."""
+    if name in _FRACTIONS:
+        low, high = 100 * estimate.low, 100 * estimate.high
+        return f"{100 * estimate.value:.1f} % [{low:.1f}, {high:.1f}]"
+    digits = 1 if name == "mean_length" else 3
+    value, low, high = (f"{v:.{digits}f}" for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+def overlap(one: Estimate, other: Estimate) -> bool:
+    """Whether the intervals share a point; touching ones do."""
+    return one.low <= other.high and other.low <= one.high
+
+
+def change_sentence(name: str, before: tuple[str, Estimate], after: tuple[str, Estimate]) -> str:
+    """How a metric changed between two checkpoints, and whether the intervals tell them apart."""
+    (before_name, old), (after_name, new) = before, after
+    numbers = (
+        f"from {estimate_words(old)} {_where(before_name)} "
+        f"to {estimate_words(new)} {_where(after_name)}"
+    )
+    if overlap(old, new):
+        return (
+            f"{metric_words(name)} went {numbers}: the intervals overlap, "
+            "so this evaluation does not tell them apart."
+        )
+    verb = "rose" if new.value > old.value else "fell"
+    return f"{metric_words(name)} {verb} {numbers}: the intervals do not overlap."
+
+
+def verdict(evaluation: Evaluation) -> list[str]:
+    """The run's outcome, the most telling sentence first: the last stage's change of pass@1.
+
+    Then pass@k for larger k over the same stage, then each from the base model, then how many
+    rewards are unknown.
+    """
+    done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
+    metrics = sorted(
+        (n for n in evaluation.checkpoints[done[-1]] if n.startswith("pass_at_")),
+        key=lambda n: int(n.removeprefix("pass_at_")),
+    )
+    if len(done) == 1:
+        only = evaluation.checkpoints[done[0]]
+        return [
+            f"{metric_words(n)} is {estimate_words(only[n])} {_where(done[0])}; "
+            "there is no other checkpoint to compare it with."
+            for n in metrics
+        ]
+    pairs = [(done[-2], done[-1])]
+    if len(done) > 2:  # noqa: PLR2004 - with two checkpoints that is the pair already there
+        pairs.append((done[0], done[-2]))
+    sentences = [
+        change_sentence(
+            name,
+            (before, evaluation.checkpoints[before][name]),
+            (after, evaluation.checkpoints[after][name]),
+        )
+        for before, after in pairs
+        for name in metrics
+    ]
+    return sentences + _unknown_rewards(evaluation, done)
+
+
+def _unknown_rewards(evaluation: Evaluation, done: list[str]) -> list[str]:
+    return [
+        f"{100 * errored.value:.1f} % of the rewards {_where(name)} could not be computed."
+        for name in done
+        if (errored := evaluation.checkpoints[name].get("errored_fraction")) and errored.value > 0
+    ]
+
+
+def _where(checkpoint: str) -> str:
+    words = CHECKPOINT_WORDS.get(checkpoint, checkpoint)
+    return f"for {words}" if checkpoint == "base" else words
