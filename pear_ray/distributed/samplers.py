@@ -36,8 +36,11 @@ def engine_errors(doing: str) -> Iterator[None]:
         line = (str(cause).strip().splitlines() or [""])[-1]
         raise EngineError(f"{doing} failed: {type(cause).__name__}: {line}") from error
     except ray.exceptions.RayActorError as error:
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise EngineError(f"{doing} failed, an engine's process died: {line}") from error
+        lines = str(error).strip().splitlines() or [""]
+        # An actor that fails in __init__ reaches us as text only; our own message is in it.
+        ours = [line for line in lines if line.startswith("pear_ray.errors.")]
+        cause = ours[-1].partition(": ")[2] if ours else f"its process died: {lines[0]}"
+        raise EngineError(f"{doing} failed: {cause}") from error
 
 
 class EngineActor:
@@ -48,9 +51,9 @@ class EngineActor:
 
         from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
 
+        self._name = Path(spec.model).name
         torch.set_num_threads(num_threads)
         self._engine = VllmEngine(spec, takes_weights=True)
-        self._name = os.path.basename(spec.model)  # noqa: PTH119 - a name, not a path
 
     def __repr__(self) -> str:
         """What the Ray dashboard calls this actor."""
