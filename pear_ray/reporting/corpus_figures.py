@@ -50,8 +50,8 @@ def behavior_histogram(corpus: CorpusLengths) -> Chart:
     figure, axes = new_axes(x_label="mean log-prob per token (nats)", y_label="examples")
     axes.hist(means, bins=_BINS, color=PURPLE)
     caption = (
-        f"Each example's mean behavior log-prob, median {np.median(means):.3f}: near 0 the behavior "
-        "policy writes it almost surely; a far left tail is text that it would hardly write."
+        f"Each example's mean behavior log-prob, median {np.median(means):.3f}: near 0 the "
+        "behavior policy writes it almost surely; a far left tail is text that it would hardly write."
     )
     return chart(figure, title="Behavior log-probs", caption=caption)
 
@@ -113,8 +113,8 @@ def weights_by_position(samples: WeightSamples, weights: PearWeights) -> Chart:
     legend(axes)
     caption = (
         "What a token's loss was multiplied by: where the line lies above the dotted one, the "
-        "policy finds the rest of the text likelier than its author did; a line that falls steeply to the "
-        "right means that long completions train mostly on their ends."
+        "policy finds the rest of the text likelier than its author did; a line that falls steeply "
+        "to the right means that long completions train mostly on their ends."
     )
     return chart(figure, title="Weights by position", caption=caption)
 

@@ -81,17 +81,14 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         return []
     weights = config.sft.weights
     level = f"pear, {weights.level} level" if weights.kind == "pear" else "uniform (plain SFT)"
+    rl = f"{config.rl.num_steps} steps, {config.rl.prompts_per_step} x {config.rl.group_size}"
     took = sum(m.finished - m.started for m in data.manifests.values())
     return [
         ("policy", config.models.policy),
         ("behavior", config.models.behavior),
         ("SFT weights", level),
         ("SFT", f"{config.sft.num_epochs} epoch, {config.sft.global_batch_size} per step"),
-        (
-            "RL",
-            f"{config.rl.num_steps} steps, {config.rl.prompts_per_step} prompts x "
-            f"{config.rl.group_size}",
-        ),
+        ("RL", rl),
         ("device", f"{config.cluster.device}, {config.cluster.num_trainers} trainers"),
         ("stages took", duration(took)),
     ]

@@ -20,6 +20,7 @@ from pear_ray.reporting.plot import (
 )
 
 SMALLEST_GAP = 1e-8  # a logarithmic axis has no place for an exact 0
+MAX_SYNC_GAPS = {"float32": 1e-4, "bfloat16": 2e-2}  # as in engines.weights, a peer
 _MOST_BARS = 60
 _PHASES = (
     ("sample", "time/sample_s", BLUE),
@@ -53,8 +54,8 @@ def entropy(data: RunData) -> Chart:
     return line_chart(
         [Line("entropy", *data.series("rl", "rl/entropy"), PURPLE)],
         title="Entropy",
-        caption="Mean entropy of the policy at the sampled tokens: a fast fall towards 0 means that "
-        "it stops exploring, and reward will stop rising soon after.",
+        caption="Mean entropy of the policy at the sampled tokens: a fast fall towards 0 means "
+        "that it stops exploring, and reward will stop rising soon after.",
         x_label=_STEP,
         y_label="entropy (nats per token)",
     )
@@ -86,8 +87,8 @@ def fractions(data: RunData) -> Chart:
     return line_chart(
         [line for line in lines if len(line.x)],
         title="What RL could not use",
-        caption="Groups whose rewards are all equal teach nothing; truncated completions are mostly "
-        "wrong; clipped tokens get no gradient; errored rewards are unknown.",
+        caption="Groups whose rewards are all equal teach nothing; truncated completions are "
+        "mostly wrong; clipped tokens get no gradient; errored rewards are unknown.",
         x_label=_STEP,
         y_label="fraction",
     )
@@ -109,7 +110,10 @@ def gaps(data: RunData) -> Chart:
     if data.config:
         thresholds = [
             Threshold("rl.mismatch_alert (mean)", data.config.rl.mismatch_alert),
-            Threshold("rl.max_sync_gap", data.config.rl.max_sync_gap),
+            Threshold(
+                "rl.max_sync_gap",
+                data.config.rl.max_sync_gap or MAX_SYNC_GAPS[data.config.models.dtype],
+            ),
         ]
     return line_chart(
         lines,

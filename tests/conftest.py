@@ -1,0 +1,22 @@
+"""What every test needs: quiet, offline libraries, set before any of them is imported."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the first ray.init would write a token file
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the folder they are in."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in {"integration", "e2e"}:
+            item.add_marker(folder)

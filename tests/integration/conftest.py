@@ -1,0 +1,44 @@
+"""One Ray and one engine for the whole folder: each takes many seconds to start."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from pear_ray.embedded.paths import embedded_path
+from pear_ray.engines.environment import engine_environment
+
+os.environ.update(engine_environment(device="cpu", num_threads=1, kv_cache_gib=1))
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A process group of this process alone; engines are started after it, as in a worker."""
+    torch.distributed.init_process_group(
+        "gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1
+    )
+    yield
+    if torch.distributed.is_initialized():  # an engine that ends first takes the group with it
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def engine(process_group: None) -> Any:
+    """A real engine on the embedded student, in this process, that takes weights."""
+    from pear_ray.engines.vllm.engine import VllmEngine
+    from pear_ray.engines.vllm.spec import EngineSpec
+
+    spec = EngineSpec(model=str(embedded_path("student")), dtype="float32", max_model_len=200)
+    return VllmEngine(spec, takes_weights=True)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A local Ray with two CPUs, no dashboard."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

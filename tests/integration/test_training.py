@@ -1,0 +1,181 @@
+"""The training loops with real engines and models, driven step by step in one process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pear_ray.config.run import RunConfig, validate_run
+from pear_ray.distributed.sft_loop import SftWorker, TrainJob
+from pear_ray.embedded.paths import embedded_path
+from pear_ray.engines.vllm import weights as transfer
+from pear_ray.errors import WeightSyncError
+
+GAME = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "max_digits": 1}}
+
+
+def run_config(tmp_path: Path, **sft: Any) -> RunConfig:
+    return validate_run(
+        {
+            "name": "test",
+            "output_dir": str(tmp_path),
+            "models": {
+                "policy": "embedded:student",
+                "behavior": "embedded:teacher",
+                "dtype": "float32",
+                "max_model_len": 160,
+            },
+            "corpus": {"kind": "jsonl", "path": "unused"},
+            "sft": {"optimizer": {"learning_rate": 1e-3}, "global_batch_size": 8} | sft,
+            "rl": {
+                "problems": {"games": [GAME], "size": 16, "seed": 2},
+                "optimizer": {"learning_rate": 1e-4, "warmup_fraction": 0.0},
+                "num_steps": 4,
+                "prompts_per_step": 4,
+                "group_size": 8,
+                "max_tokens": 64,
+            },
+            "evaluate": {"problems": {"games": [GAME], "size": 8, "seed": 3}},
+            "cluster": {"num_trainers": 1},
+        },
+        origin="test",
+    )
+
+
+def job(config: RunConfig, tmp_path: Path, stage: str) -> TrainJob:
+    (tmp_path / stage).mkdir(exist_ok=True)
+    return TrainJob(config=config, run_dir=tmp_path, attempt=1, model=embedded_path("student"))
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """Sixteen rows of digits with made-up behavior log-probs, in the run folder `tmp_path`."""
+    from pear_ray.artifacts.tables import SCORED, write_rows
+
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(16):
+        length = 12 + 2 * (number % 5)
+        ids = torch.randint(5, 60, (length,), generator=generator).tolist()
+        rows.append(
+            {
+                "example_id": f"row-{number:02d}",
+                "source": "test",
+                "token_ids": ids,
+                "loss_mask": [False] * 4 + [True] * (length - 4),
+                "behavior_logprobs": (-torch.rand(length, generator=generator) * 5).tolist(),
+            }
+        )
+    folder = tmp_path / "score" / "scored"
+    folder.mkdir(parents=True)
+    write_rows(folder / "rows.parquet", rows, SCORED)
+    return tmp_path
+
+
+@pytest.mark.parametrize("reduction", ["sum", "token_mean", "seq_mean", "weight_norm"])
+def test_microbatches_do_not_change_an_sft_step(
+    process_group: None, scored: Path, reduction: str
+) -> None:
+    """One microbatch of all rows, and about one row each: same loss and gradient."""
+    found = []
+    for microbatch_tokens in (8192, 24):
+        config = run_config(scored, reduction=reduction, microbatch_tokens=microbatch_tokens)
+        worker = SftWorker(job(config, scored, "sft"))
+        metrics = worker.step(0)
+        # After its first step, AdamW's first moment is the clipped gradient times 1 - beta1.
+        state = worker.trainer.optimizer.state
+        moments = [state[p]["exp_avg"].full_tensor() for p in worker.trainer.policy.parameters()]
+        found.append((metrics, moments))
+    (whole, whole_gradients), (cut, cut_gradients) = found
+    assert whole["sft/weighted_loss"] == pytest.approx(cut["sft/weighted_loss"], rel=1e-5)
+    assert whole["sft/grad_norm"] == pytest.approx(cut["sft/grad_norm"], rel=1e-4)
+    for one, other in zip(whole_gradients, cut_gradients, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm()
+
+
+def test_mean_one_rescaling_equals_weight_norm(process_group: None, scored: Path) -> None:
+    """Token mean of weights scaled to mean 1 is the sum over the sum of weights."""
+    pear = {"kind": "pear", "rescale": "batch_mean_one"}
+    losses = [
+        SftWorker(job(run_config(scored, **settings), scored, "sft")).step(0)["sft/weighted_loss"]
+        for settings in (
+            {"weights": pear, "reduction": "token_mean"},
+            {"weights": {"kind": "pear"}, "reduction": "weight_norm"},
+        )
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.fixture
+def grpo(process_group: None, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A real GRPO worker that borrows the shared engine rather than starting its own."""
+    from pear_ray.distributed import rl_loop
+
+    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
+    worker = rl_loop.GrpoWorker(job(run_config(tmp_path), tmp_path, "rl"))
+    worker.publish_weights()
+    yield worker
+    worker.pool.close()
+
+
+def test_a_grpo_step_learns_and_stays_in_step_with_the_engine(grpo: Any) -> None:
+    metrics = grpo.step(0)
+    assert metrics["rl/mismatch/max_gap"] < 1e-4
+    assert metrics["rl/sync_gap"] < 1e-5
+    assert metrics["rl/ratio/max"] == pytest.approx(1.0, abs=1e-3)  # on policy
+    assert metrics["rl/grad_norm"] > 0
+    assert 0 < metrics["rl/reward/mean"] < 1
+    assert grpo.trainer.step_count == 1
+
+
+def test_the_update_raises_what_was_rewarded(grpo: Any) -> None:
+    """After one step, log-probs weighted by advantage have risen on the step's own rollouts."""
+    from pear_ray.distributed.rl_loop import ALIGNED
+    from pear_ray.engines.batches import collate
+
+    groups = grpo._reward(grpo._sample(0, grpo._my_problems(0)))
+    batch = collate(
+        grpo._rows(groups), pad_id=grpo.chat.pad_id, names=ALIGNED, device=grpo.device
+    )
+
+    def objective() -> float:
+        with torch.no_grad():
+            logprobs = grpo.trainer.policy(batch, temperature=1.0)
+        return float((logprobs * batch.aligned["advantages"]).sum())
+
+    before = objective()
+    grpo._train(groups)
+    assert objective() > before
+
+
+def test_a_resumed_step_samples_the_same(grpo: Any) -> None:
+    first = grpo._sample(3, grpo._my_problems(3))
+    again = grpo._sample(3, grpo._my_problems(3))
+    assert [[one.token_ids for one in each.completions] for each in first] == [
+        [one.token_ids for one in each.completions] for each in again
+    ]
+
+
+def test_a_planted_stale_weight_fails_the_same_step(
+    grpo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tied embedding left stale in the engine: the step that made it so is the one that fails."""
+    monkeypatch.setattr(transfer, "repack_tied_head", lambda model: None)
+    with pytest.raises(WeightSyncError, match="step 1, rank 0"):
+        grpo.step(0)
+
+
+def test_errored_rewards_stop_the_run(grpo: Any) -> None:
+    from pear_ray.errors import RewardError
+    from pear_ray.records import Reward, RewardStatus
+
+    groups = grpo._reward(grpo._sample(0, grpo._my_problems(0)))
+    errored = Reward(RewardStatus.ERRORED, 0.0, "planted")
+    broken = [type(one)(**{**_fields(one), "reward": errored}) for one in groups[0].rollouts]
+    with pytest.raises(RewardError, match="planted"):
+        grpo._check_rewards([type(groups[0])(broken), *groups[1:]])
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
