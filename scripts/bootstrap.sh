@@ -83,7 +83,7 @@ install() {
     pip=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
     torch=$(grep '^torch==' requirements/cpu.txt)
     printf 'pear-ray: installing %s pinned packages into %s (one time, some minutes)\n' "$(grep -c == requirements/cpu.txt)" "$VENV"
-    # --no-compile: Python compiles what it imports; compiling all files would cost a minute or more.
+    # --no-compile: pip compiles in one process; below, all cores do it together.
     # Torch's CPU build is not on the default index. A pip set up with a mirror may know it; only else is
     # PyTorch's index asked, and for this one package: every further name would cost a look-up there.
     "${pip[@]}" install --no-compile --quiet --no-deps "$torch" 2>/dev/null ||
@@ -93,6 +93,9 @@ install() {
     "${pip[@]}" install --no-compile $quiet --no-deps -r requirements/cpu.txt ||
         fail "could not install requirements/cpu.txt; mend: see pip's message above, then run the same command again"
     "${pip[@]}" install --no-compile --quiet --no-deps --no-build-isolation -e .
+    # Uncompiled, every engine process of the first run would spend half a minute compiling torch and
+    # vLLM at the same time; where PYTHONDONTWRITEBYTECODE is set, every process of every run.
+    "$VENV/bin/python" -m compileall -q -j 0 "$VENV"/lib/python3.*/site-packages >/dev/null 2>&1 || true
 }
 
 main() {

@@ -177,7 +177,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
 def _did_you_mean(loc: tuple[Any, ...]) -> str:
     siblings = sorted(_keys_beside(RunConfig, loc[:-1]))
     word = str(loc[-1])
-    close = difflib.get_close_matches(word, siblings, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, siblings, n=1, cutoff=0.6)
     if not close:  # a key put in the wrong section is as common as a misspelt one
         close = difflib.get_close_matches(word, sorted(_all_keys()), n=1, cutoff=0.8)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(siblings)}"

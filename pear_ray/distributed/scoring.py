@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
-from ray.data.checkpoint import CheckpointConfig
+from ray.data import ActorPoolStrategy, SaveMode
 
 from pear_ray.artifacts.tables import SCORED
 from pear_ray.config.run import RunConfig
@@ -25,6 +24,7 @@ from pear_ray.engines.vllm.spec import EngineSpec
 from pear_ray.errors import EngineError
 
 REPORT_S = 1.0
+IO_CPUS = 0.25  # of a CPU per writing task, so that engines on few cores cannot starve them
 CPU_SHARE_LEFT = 0.5  # of one worker's CPUs, so that Ray Data's reading and writing find a place
 
 
@@ -35,9 +35,7 @@ class ScoringJob:
     config: RunConfig
     model: Path
     corpus: Path
-    num_rows: int
     output: Path
-    done: Path
 
 
 class BehaviorScorer:
@@ -76,46 +74,58 @@ class BehaviorScorer:
 def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
     """Score every row that an earlier, killed attempt did not; the seconds it took.
 
+    Rows already in `job.output` stay as they are, so a run killed anywhere loses the blocks in flight.
+    Ray Data's own checkpointing is not used: its filter actors need CPUs of their own, and on two
+    cores a resumed run waited for them for ever.
+
     Args:
-        job: What to score. `job.done` remembers finished rows across attempts.
+        job: What to score.
         progress: Called about every second with the rows written so far.
     """
     started = time.monotonic()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    remaining = _remaining(job)
+    if len(remaining) == 0:
+        return time.monotonic() - started
+    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own view shows progress
-    context.checkpoint_config = CheckpointConfig(
-        id_column="example_id",
-        checkpoint_path=str(job.done),
-        delete_checkpoint_on_success=False,
-    )
-    try:
-        with engine_errors("scoring"), _reporting(job.output, progress):
-            _dataset(job).write_parquet(str(job.output))
-    finally:
-        context.checkpoint_config = None
+    with engine_errors("scoring"), _reporting(job.output, progress):
+        _dataset(job, remaining).write_parquet(
+            str(job.output), mode=SaveMode.APPEND, ray_remote_args={"num_cpus": IO_CPUS}
+        )
     return time.monotonic() - started
 
 
-def _dataset(job: ScoringJob) -> ray.data.Dataset:
+def _remaining(job: ScoringJob) -> pa.Table:
+    """The corpus rows that are not scored yet; half-written files of a killed attempt are removed."""
+    scored: set[str] = set()
+    for file in sorted(job.output.rglob("*.parquet")):
+        try:
+            scored.update(pq.read_table(file, columns=["example_id"])["example_id"].to_pylist())
+        except (pa.ArrowInvalid, OSError):
+            file.unlink()
+    corpus = pq.read_table(job.corpus, columns=["example_id", "source", "token_ids", "loss_mask"])
+    keep = [example_id not in scored for example_id in corpus["example_id"].to_pylist()]
+    return corpus.filter(pa.array(keep, pa.bool_()))
+
+
+def _dataset(job: ScoringJob, remaining: pa.Table) -> ray.data.Dataset:
     wanted = worker_resources(job.config.cluster)
     # A small corpus is spread over all actors rather than filling one block of one of them.
-    share = -(-job.num_rows // job.config.cluster.num_samplers)
+    share = -(-len(remaining) // job.config.cluster.num_samplers)
     rows_per_block = min(job.config.score.rows_per_block, share)
-    return (
-        ray.data.read_parquet(str(job.corpus))
-        # Without this, Ray Data folds a small corpus into one block, and all actors but one idle.
-        .repartition(target_num_rows_per_block=rows_per_block)
-        .map_batches(
-            BehaviorScorer,
-            fn_constructor_args=(job,),
-            batch_size=rows_per_block,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=job.config.cluster.num_samplers),
-            num_cpus=wanted["CPU"] * CPU_SHARE_LEFT,
-            num_gpus=wanted.get("GPU"),
-            runtime_env={"env_vars": worker_environment(job.config.cluster)},
-        )
+    blocks = [
+        remaining.slice(begin, rows_per_block).combine_chunks()
+        for begin in range(0, len(remaining), rows_per_block)
+    ]
+    return ray.data.from_arrow(blocks).map_batches(
+        BehaviorScorer,
+        fn_constructor_args=(job,),
+        batch_size=None,  # one block, one call
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(job.config.cluster.num_samplers, len(blocks))),
+        num_cpus=wanted["CPU"] * CPU_SHARE_LEFT,
+        num_gpus=wanted.get("GPU"),
+        runtime_env={"env_vars": worker_environment(job.config.cluster)},
     )
 
 

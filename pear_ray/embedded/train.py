@@ -31,12 +31,12 @@ MAX_LENGTH = 256
 EVALUATION_SEED = 90_001
 EVALUATION_PROBLEMS = 200
 
-TRUNK = Phase(name="trunk", num_steps=900, learning_rate=3e-3, letters_share=0.0, slip=0.0, seed=1)
+TRUNK = Phase(name="trunk", num_steps=1000, learning_rate=3e-3, letters_share=0.0, slip=0.0, seed=1)
 STUDENT = Phase(
-    name="student", num_steps=250, learning_rate=1e-3, letters_share=0.0, slip=0.45, seed=2
+    name="student", num_steps=250, learning_rate=1e-3, letters_share=0.0, slip=0.5, seed=2
 )
 TEACHER = Phase(
-    name="teacher", num_steps=600, learning_rate=2e-3, letters_share=0.5, slip=0.0, seed=3
+    name="teacher", num_steps=1800, learning_rate=2e-3, letters_share=0.5, slip=0.0, seed=3
 )
 
 

@@ -51,7 +51,8 @@ def behavior_histogram(corpus: CorpusLengths) -> Chart:
     axes.hist(means, bins=_BINS, color=PURPLE)
     caption = (
         f"Each example's mean behavior log-prob, median {np.median(means):.3f}: near 0 the "
-        "behavior policy writes it almost surely; a far left tail is text that it would hardly write."
+        "behavior policy writes it almost surely; a far left tail is text that it would hardly "
+        "write."
     )
     return chart(figure, title="Behavior log-probs", caption=caption)
 

@@ -79,8 +79,8 @@ def pass_at_k(evaluation: Evaluation) -> Chart:
     legend(axes)
     caption = (
         "Held-out problems, the same for every checkpoint; bars end at the estimate, whiskers "
-        f"span the {100 * evaluation.confidence:g} % interval over problems: only where whiskers do not "
-        "overlap does this evaluation tell two checkpoints apart."
+        f"span the {100 * evaluation.confidence:g} % interval over problems: only where whiskers do "
+        "not overlap does this evaluation tell two checkpoints apart."
     )
     return chart(figure, title="pass@k before and after each stage", caption=caption)
 

@@ -46,6 +46,7 @@ _STYLE = {
 }
 _MARKED_POINTS = 30  # few points want to be seen one by one; many make a line
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.1
+_LEGEND_ROW_CHARS = 58  # as many as fit above a figure of that width
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,8 @@ def line_chart(
         log_axis(axes)
     else:
         axes.margins(y=0.12)
-    for threshold in thresholds:
-        draw_threshold(axes, threshold)
+    for index, threshold in enumerate(thresholds):  # at alternate ends: two may lie close together
+        draw_threshold(axes, threshold, at_right=index % 2 == 0)
     whole_steps(axes)
     if len(lines) > 1:
         legend(axes)
@@ -143,16 +144,16 @@ def whole_steps(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
-def draw_threshold(axes: "Axes", threshold: Threshold) -> None:
-    """A dashed level with its name at the right end."""
+def draw_threshold(axes: "Axes", threshold: Threshold, *, at_right: bool) -> None:
+    """A dashed level with its name at one end."""
     axes.axhline(threshold.value, color=ALERT, linestyle=(0, (5, 3)), linewidth=1.1)
     axes.annotate(
         threshold.label,
-        (1.0, threshold.value),
+        (1.0 if at_right else 0.0, threshold.value),
         xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
+        xytext=(-2 if at_right else 4, 3),
         textcoords="offset points",
-        ha="right",
+        ha="right" if at_right else "left",
         va="bottom",
         color=ALERT,
         fontsize=8,
@@ -161,10 +162,12 @@ def draw_threshold(axes: "Axes", threshold: Threshold) -> None:
 
 def legend(axes: "Axes") -> None:
     """Names above the plot, where they can hide nothing."""
+    labels = axes.get_legend_handles_labels()[1]
+    in_one_row = sum(map(len, labels)) <= _LEGEND_ROW_CHARS
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=4,
+        ncols=4 if in_one_row else 2,
         fontsize=8,
         handlelength=1.8,
         borderaxespad=0.2,

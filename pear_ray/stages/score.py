@@ -33,9 +33,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         config=config,
         model=behavior,
         corpus=corpus_dir / "corpus.parquet",
-        num_rows=len(corpus),
         output=stage_dir / "scored",
-        done=stage_dir / "done",
     )
     with ray_session(config.cluster):
         seconds = score_corpus(
