@@ -84,7 +84,7 @@ class GrpoWorker:
         )
         self.canary = weights.canary_batch(policy.causal_lm.config.vocab_size, device=self.device)
         self.max_sync_gap = self.config.max_sync_gap or weights.MAX_GAP[run.models.dtype]
-        self.sender = self.engine.weight_sender(policy.causal_lm)
+        self.sender = self.engine.weight_sender(policy)
         self.trainer = Trainer(policy, self.config.optimizer, num_steps=self.config.num_steps)
         self.problems = make_problems(self.config.problems)
         self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
@@ -144,11 +144,13 @@ class GrpoWorker:
         """
         self.sender.publish_weights()
         mine = weights.canary_gap(self.engine, self.trainer.policy, self.canary)
-        gaps = [each["gap"] for each in gather_over_ranks({"gap": mine})]
-        for rank, gap in enumerate(gaps):
+        gaps = torch.zeros(self.world_size, dtype=torch.float64)
+        gaps[self.rank] = mine
+        dist.all_reduce(gaps)
+        for rank, gap in enumerate(gaps.tolist()):
             where = f"step {self.trainer.step_count}, rank {rank}"
             weights.check_gap(gap, max_gap=self.max_sync_gap, where=where)
-        return max(gaps)
+        return float(gaps.max())
 
     def _my_problems(self, step: int) -> list[tuple[int, Problem]]:
         """This rank's problems of the step, each with its place in the endless seeded order."""

@@ -73,7 +73,7 @@ def load_checkpoint(engine: "CheckpointEngine", folder: Path, *, max_gap: float)
         folder, dtype=torch.float32, use_safetensors=True
     )
     policy = Policy(causal_lm)
-    engine.weight_sender(causal_lm).publish_weights()
+    engine.weight_sender(policy).publish_weights()
     batch = canary_batch(causal_lm.config.vocab_size, device=torch.device("cpu"))
     gap = canary_gap(engine, policy, batch)
     check_gap(gap, max_gap=max_gap, where=str(folder))
@@ -83,12 +83,12 @@ def load_checkpoint(engine: "CheckpointEngine", folder: Path, *, max_gap: float)
 class CheckpointEngine(Scorer, Protocol):
     """An engine that also takes weights."""
 
-    def weight_sender(self, module: torch.nn.Module) -> "Sender":
-        """The channel from `module` into the engine."""
+    def weight_sender(self, policy: Policy) -> "Sender":
+        """The channel from `policy` into the engine."""
 
 
 class Sender(Protocol):
     """A channel for weights."""
 
     def publish_weights(self) -> None:
-        """Put the module's weights into the engine."""
+        """Put the policy's weights into the engine."""

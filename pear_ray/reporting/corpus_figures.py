@@ -25,6 +25,7 @@ from pear_ray.reporting.plot import (
 
 _BINS = 40
 _POSITION_BINS = 24
+_SHOWN_CLIP_WIDTHS = 3.0
 _DECADE = 10.0
 
 
@@ -67,6 +68,7 @@ def verified_fraction(data: RunData) -> Chart:
         "only these enter the corpus.",
         x_label="collect step",
         y_label="verified fraction",
+        from_zero=True,
     )
 
 
@@ -74,8 +76,11 @@ def log_ratio_histogram(samples: WeightSamples, weights: PearWeights) -> Chart:
     """Raw per-token log-ratios at the start and at the end of SFT, with the clip bounds."""
     low, high = weights.log_ratio_clip_low, weights.log_ratio_clip_high
     first, last = _first_and_last_quarter(samples)
-    shown = np.array([*np.quantile(samples.log_ratios, (0.01, 0.99)), 2 * low, 2 * high])
-    edges = np.linspace(shown.min(), shown.max(), _BINS + 1)
+    lowest, highest = np.quantile(samples.log_ratios, (0.01, 0.99))
+    reach = _SHOWN_CLIP_WIDTHS * max(high - low, 0.1)  # or a few far tokens would hide the rest
+    edges = np.linspace(
+        max(min(lowest, 2 * low), low - reach), min(max(highest, 2 * high), high + reach), _BINS + 1
+    )
     figure, axes = new_axes(
         x_label="log-ratio, policy minus behavior (nats)", y_label="share of tokens"
     )
@@ -135,6 +140,7 @@ def effective_sample_size(data: RunData) -> Chart:
         "holds 0.1 of the weight when all weigh the same.",
         x_label="SFT step",
         y_label="fraction",
+        from_zero=True,
     )
 
 
@@ -154,6 +160,7 @@ def clip_fractions(data: RunData) -> Chart:
         "reached a bound: floor or ceiling well above 0 means that weights say little any more.",
         x_label="SFT step",
         y_label="fraction of tokens",
+        from_zero=True,
     )
 
 

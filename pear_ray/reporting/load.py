@@ -117,7 +117,7 @@ def load_run_data(run_dir: Path) -> RunData:
     metrics_path = run_dir / METRICS_FILE
     records: list[Record] = read_metrics(metrics_path) if metrics_path.exists() else []
     samples_path = run_dir / "evaluate" / "samples.parquet"
-    manifests = {stage: read_manifest(run_dir / stage) for stage in STAGES}
+    manifests = {stage: read_manifest(run_dir / stage) for stage in STAGES if stage != "report"}
     return RunData(
         name=config.name if config else run_dir.name,
         config=config,

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES
 from pear_ray.records import FinishReason, RewardStatus
 from pear_ray.reporting.load import CHECKPOINTS, Evaluation
-from pear_ray.reporting.plot import BLUE, GREY, INK, ORANGE, Chart, chart, legend, new_axes
-from pear_ray.reporting.words import CHECKPOINT_WORDS, metric_words
+from pear_ray.reporting.plot import BLUE, GREY, INK, ORANGE, Chart, chart, legend, new_axes, note
+from pear_ray.reporting.words import CHECKPOINT_WORDS, metric_words, pass_at_k_names
 
 SHOWN_CHARS = 1200  # of a completion: the start and the end carry the reasoning and the answer
 _COLOURS = {"base": GREY, "sft": BLUE, "rl": ORANGE}
@@ -43,10 +43,7 @@ class ExampleProblem:
 def pass_at_k(evaluation: Evaluation) -> Chart:
     """pass@k of every checkpoint with its interval."""
     done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
-    metrics = sorted(
-        {n for name in done for n in evaluation.checkpoints[name] if n.startswith("pass_at_")},
-        key=lambda n: int(n.removeprefix("pass_at_")),
-    )
+    metrics = pass_at_k_names(evaluation.checkpoints[done[-1]])
     figure, axes = new_axes(x_label="", y_label="fraction of problems", wide=True)
     width = 0.8 / len(done)
     for index, name in enumerate(done):
@@ -65,22 +62,15 @@ def pass_at_k(evaluation: Evaluation) -> Chart:
             label=CHECKPOINT_WORDS[name],
         )
         for centre, estimate in zip(centres, estimates, strict=True):
-            axes.annotate(
-                f"{estimate.value:.2f}",
-                (centre, estimate.high),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
+            note(axes, f"{estimate.value:.2f}", (centre, estimate.high), beside=False)
     axes.set_xticks(range(len(metrics)), [metric_words(metric) for metric in metrics])
     axes.set_ylim(0, 1.08)
     axes.grid(visible=False, axis="x")
     legend(axes)
     caption = (
         "Held-out problems, the same for every checkpoint; bars end at the estimate, whiskers "
-        f"span the {100 * evaluation.confidence:g} % interval over problems: only where whiskers do "
-        "not overlap does this evaluation tell two checkpoints apart."
+        f"span the {100 * evaluation.confidence:g} % interval over problems: only where whiskers "
+        "do not overlap does this evaluation tell two checkpoints apart."
     )
     return chart(figure, title="pass@k before and after each stage", caption=caption)
 

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 # matplotlib wants fixed colours; each stands for a CSS variable that differs in dark mode.
 _SENTINELS = {
-    name: f"#0{i:x}0{i:x}0{i:x}"
+    name: f"#{i:02x}{i:02x}{i:02x}"
     for i, name in enumerate(
-        ("ink", "muted", "grid", "grey", "blue", "orange", "green", "purple", "alert"), start=1
+        ("ink", "muted", "grid", "grey", "blue", "orange", "green", "purple", "alert", "page"),
+        start=1,
     )
 }
-INK, MUTED, GRID, GREY, BLUE, ORANGE, GREEN, PURPLE, ALERT = _SENTINELS.values()
+INK, MUTED, GRID, GREY, BLUE, ORANGE, GREEN, PURPLE, ALERT, PAGE = _SENTINELS.values()
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
     "font.size": 9.0,
@@ -39,13 +40,13 @@ _STYLE = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
     "lines.linewidth": 1.6,
     "lines.markersize": 3.5,
 }
 _MARKED_POINTS = 30  # few points want to be seen one by one; many make a line
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.1
+_MARGIN = 0.125  # holds tick labels of six characters and the axis label
+_TOP = (0.97, 0.91, 0.86)  # of the axes, under a legend of so many rows
 _LEGEND_ROW_CHARS = 58  # as many as fit above a figure of that width
 
 
@@ -83,7 +84,10 @@ def new_axes(*, x_label: str, y_label: str, wide: bool = False) -> tuple["Figure
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN * (2 if wide else 1), _HEIGHT_IN), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_IN * (2 if wide else 1), _HEIGHT_IN))
+        # Fixed margins: measuring every text for a layout would double the time to draw.
+        margin = _MARGIN / 2 if wide else _MARGIN
+        figure.subplots_adjust(left=margin, right=0.985, bottom=0.155, top=_TOP[0])
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -110,18 +114,21 @@ def line_chart(
     y_label: str,
     thresholds: Sequence[Threshold] = (),
     log: bool = False,
+    from_zero: bool = False,
 ) -> Chart:
     """Series over a common x axis, with thresholds."""
     figure, axes = new_axes(x_label=x_label, y_label=y_label)
     for line in lines:
         marker = "o" if len(line.x) <= _MARKED_POINTS else ""
         axes.plot(line.x, line.y, line.dashes, marker=marker, color=line.colour, label=line.label)
+    axes.margins(y=0.12)
     if log:
         log_axis(axes)
-    else:
-        axes.margins(y=0.12)
-    for index, threshold in enumerate(thresholds):  # at alternate ends: two may lie close together
-        draw_threshold(axes, threshold, at_right=index % 2 == 0)
+    highest = max((threshold.value for threshold in thresholds), default=0.0)
+    for threshold in thresholds:  # two may lie close together: only the highest is named above
+        draw_threshold(axes, threshold, name_above=threshold.value == highest)
+    if from_zero:
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
     whole_steps(axes)
     if len(lines) > 1:
         legend(axes)
@@ -144,31 +151,58 @@ def whole_steps(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
-def draw_threshold(axes: "Axes", threshold: Threshold, *, at_right: bool) -> None:
-    """A dashed level with its name at one end."""
+def draw_threshold(axes: "Axes", threshold: Threshold, *, name_above: bool = True) -> None:
+    """A dashed level with its name at the right end, above or below it."""
     axes.axhline(threshold.value, color=ALERT, linestyle=(0, (5, 3)), linewidth=1.1)
     axes.annotate(
         threshold.label,
-        (1.0 if at_right else 0.0, threshold.value),
+        (1.0, threshold.value),
         xycoords=("axes fraction", "data"),
-        xytext=(-2 if at_right else 4, 3),
+        xytext=(-2, 3 if name_above else -3),
         textcoords="offset points",
-        ha="right" if at_right else "left",
-        va="bottom",
+        ha="right",
+        va="bottom" if name_above else "top",
         color=ALERT,
         fontsize=8,
+        bbox={"facecolor": PAGE, "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
     )
+
+
+def note(axes: "Axes", text: str, at: tuple[float, float], *, beside: bool) -> None:
+    """A number beside the end of a lying bar, or above that of a standing one."""
+    axes.annotate(
+        text,
+        at,
+        xytext=(4, 0) if beside else (0, 3),
+        textcoords="offset points",
+        ha="left" if beside else "center",
+        va="center" if beside else "bottom",
+        color=INK,
+        fontsize=8,
+    )
+
+
+def name_bars(axes: "Axes", values: Sequence[float], *, unit: str = "") -> None:
+    """Lying bars from top to bottom, each with its number."""
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.15)
+    for row, value in enumerate(values):
+        note(axes, f"{value:,.0f}{unit}", (value, row), beside=True)
 
 
 def legend(axes: "Axes") -> None:
     """Names above the plot, where they can hide nothing."""
     labels = axes.get_legend_handles_labels()[1]
     in_one_row = sum(map(len, labels)) <= _LEGEND_ROW_CHARS
+    axes.figure.subplots_adjust(top=_TOP[1 if in_one_row else 2])
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=4 if in_one_row else 2,
+        ncols=5 if in_one_row else 2,
         fontsize=8,
+        frameon=False,
+        labelcolor=INK,
         handlelength=1.8,
         borderaxespad=0.2,
         columnspacing=1.2,

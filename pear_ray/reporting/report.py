@@ -11,7 +11,13 @@ from markupsafe import Markup
 from pear_ray.reporting.load import CHECKPOINTS, RunData, load_run_data
 from pear_ray.reporting.outcome import example_problems
 from pear_ray.reporting.sections import build_sections
-from pear_ray.reporting.words import CHECKPOINT_WORDS, estimate_words, metric_words, verdict
+from pear_ray.reporting.words import (
+    CHECKPOINT_WORDS,
+    estimate_words,
+    metric_words,
+    summary_order,
+    verdict,
+)
 from pear_ray.telemetry.view import duration
 
 SHOWN_WARNINGS = 40
@@ -100,7 +106,7 @@ def _summary(data: RunData) -> Table:
     if evaluation is None:
         return Table([], [])
     done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
-    names = list(dict.fromkeys(m for name in done for m in evaluation.checkpoints[name]))
+    names = summary_order({m for name in done for m in evaluation.checkpoints[name]})
     rows = []
     for name in done:
         estimates = evaluation.checkpoints[name]

@@ -13,7 +13,9 @@ from pear_ray.reporting.plot import (
     Line,
     Threshold,
     chart,
+    legend,
     line_chart,
+    name_bars,
     new_axes,
     running_mean,
     whole_steps,
@@ -34,7 +36,7 @@ _STEP = "RL step"
 def reward(data: RunData) -> Chart:
     """Mean reward per step with its running mean."""
     steps, values = data.series("rl", "rl/reward/mean")
-    window = max(3, len(values) // 10)
+    window = max(3, len(values) // 10 | 1)  # odd, so that it has a middle
     smooth = running_mean(values, window=window)
     return line_chart(
         [
@@ -71,6 +73,7 @@ def length(data: RunData) -> Chart:
         "collapse that reasoning is dropped.",
         x_label=_STEP,
         y_label="tokens",
+        from_zero=True,
         thresholds=[Threshold("token limit", float(limit))] if limit else [],
     )
 
@@ -91,6 +94,7 @@ def fractions(data: RunData) -> Chart:
         "mostly wrong; clipped tokens get no gradient; errored rewards are unknown.",
         x_label=_STEP,
         y_label="fraction",
+        from_zero=True,
     )
 
 
@@ -161,7 +165,7 @@ def step_time(data: RunData) -> Chart:
         )
         bottom = bottom + heights
     whole_steps(axes)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5, fontsize=8)
+    legend(axes)
     grouped = f" Each bar is the mean of {width} steps." if width > 1 else ""
     caption = (
         f"Where an RL step's seconds went, {whole:,.0f} s in all; the shares stand in the "
@@ -176,18 +180,7 @@ def stage_time(data: RunData) -> Chart:
     seconds = np.array([data.manifests[n].finished - data.manifests[n].started for n in names])
     figure, axes = new_axes(x_label="wall time (s)", y_label="")
     axes.barh(names, seconds, color=BLUE, height=0.6)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.15)
-    for row, value in enumerate(seconds):
-        axes.annotate(
-            f"{value:,.0f} s",
-            (value, row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+    name_bars(axes, seconds.tolist(), unit=" s")
     caption = (
         "From a stage's first start to its manifest: the time between two attempts counts as well."
     )
@@ -203,18 +196,7 @@ def speed(data: RunData) -> Chart:
             rates[stage] = float(np.nanmedian(values))
     figure, axes = new_axes(x_label="tokens per second (median step)", y_label="")
     axes.barh(list(rates), list(rates.values()), color=GREEN, height=0.6)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.15)
-    for row, value in enumerate(rates.values()):
-        axes.annotate(
-            f"{value:,.0f}",
-            (value, row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+    name_bars(axes, list(rates.values()))
     caption = "Tokens over wall seconds of the stage's median step, all workers together."
     return chart(figure, title="Tokens per second", caption=caption)
 

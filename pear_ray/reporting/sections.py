@@ -15,7 +15,7 @@ class Section:
     """One chapter of the page.
 
     Attributes:
-        missing: A sentence for each figure that could not be drawn.
+        missing: A sentence for each figure that could not be drawn or would show one number.
     """
 
     anchor: str
@@ -57,15 +57,23 @@ def _corpus(data: RunData) -> Section:
         section.charts.append(corpus_figures.length_histogram(data.corpus, limit))
     else:
         section.missing.append("the corpus holds no row")
-    if data.config is None or isinstance(data.config.corpus, SampledCorpus):
-        section.draw(data, "collect", "collect/verified_fraction", corpus_figures.verified_fraction)
-    else:
-        section.missing.append("no verified fraction: the corpus was read from a file")
+    _verified(section, data)
     if data.corpus is not None and len(data.corpus.behavior_logprob_means):
         section.charts.append(corpus_figures.behavior_histogram(data.corpus))
     else:
         section.missing.append("no behavior log-probs: run the stage `score`")
     return section
+
+
+def _verified(section: Section, data: RunData) -> None:
+    name = "collect/verified_fraction"
+    values = data.series("collect", name)[1]
+    if len(values) == 1:  # a dot is no figure
+        section.missing.append(f"{100 * values[0]:.1f} % of the sampled completions were verified")
+    elif data.config is None or isinstance(data.config.corpus, SampledCorpus):
+        section.draw(data, "collect", name, corpus_figures.verified_fraction)
+    else:
+        section.missing.append("no verified fraction: the corpus was read from a file")
 
 
 def _weights(data: RunData) -> Section:

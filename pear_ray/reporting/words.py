@@ -1,8 +1,10 @@
 """What a report says in words. It never claims more than the intervals carry."""
 
+from collections.abc import Iterable
+
 from pear_ray.reporting.load import CHECKPOINTS, Estimate, Evaluation
 
-CHECKPOINT_WORDS = {"base": "the base model", "sft": "after SFT", "rl": "after RL"}
+CHECKPOINT_WORDS = {"base": "base model", "sft": "after SFT", "rl": "after RL"}
 _METRIC_WORDS = {
     "mean_length": "mean length (tokens)",
     "truncated_fraction": "truncated",
@@ -16,6 +18,21 @@ def metric_words(name: str) -> str:
     if name.startswith("pass_at_"):
         return f"pass@{name.removeprefix('pass_at_')}"
     return _METRIC_WORDS.get(name, name.replace("_", " "))
+
+
+def pass_at_k_names(names: Iterable[str]) -> list[str]:
+    """The pass@k metrics among `names`, by k."""
+    return sorted(
+        (name for name in names if name.startswith("pass_at_")),
+        key=lambda name: int(name.removeprefix("pass_at_")),
+    )
+
+
+def summary_order(names: Iterable[str]) -> list[str]:
+    """`names` as a reader wants the columns: pass@k by k, the known others, then the rest."""
+    given = set(names)
+    first = [*pass_at_k_names(given), *(name for name in _METRIC_WORDS if name in given)]
+    return first + sorted(given - set(first))
 
 
 def estimate_words(estimate: Estimate, *, name: str = "") -> str:
@@ -56,10 +73,7 @@ def verdict(evaluation: Evaluation) -> list[str]:
     rewards are unknown.
     """
     done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
-    metrics = sorted(
-        (n for n in evaluation.checkpoints[done[-1]] if n.startswith("pass_at_")),
-        key=lambda n: int(n.removeprefix("pass_at_")),
-    )
+    metrics = pass_at_k_names(evaluation.checkpoints[done[-1]])
     if len(done) == 1:
         only = evaluation.checkpoints[done[0]]
         return [
@@ -92,4 +106,4 @@ def _unknown_rewards(evaluation: Evaluation, done: list[str]) -> list[str]:
 
 def _where(checkpoint: str) -> str:
     words = CHECKPOINT_WORDS.get(checkpoint, checkpoint)
-    return f"for {words}" if checkpoint == "base" else words
+    return f"for the {words}" if checkpoint == "base" else words

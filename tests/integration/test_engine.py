@@ -27,9 +27,9 @@ def sampling(seed: int, *, temperature: float = 1.0) -> Sampling:
 def policy(engine: Any) -> Any:
     """The student in training, with the engine on the same weights before and after the test."""
     fresh = load_policy(STUDENT)
-    engine.weight_sender(fresh.causal_lm).publish_weights()
+    engine.weight_sender(fresh).publish_weights()
     yield fresh
-    engine.weight_sender(load_policy(STUDENT).causal_lm).publish_weights()
+    engine.weight_sender(load_policy(STUDENT)).publish_weights()
 
 
 def perturb(policy: Any, *, size: float = 0.05) -> None:
@@ -79,7 +79,7 @@ def test_many_seeded_prompts_do_not_need_a_cut_prefill(engine: Any) -> None:
 def test_published_weights_are_the_engines(engine: Any, policy: Any) -> None:
     perturb(policy)
     before = engine.score(PROMPTS)
-    engine.weight_sender(policy.causal_lm).publish_weights()
+    engine.weight_sender(policy).publish_weights()
     batch = canary.canary_batch(policy.causal_lm.config.vocab_size, device=torch.device("cpu"))
     assert canary.canary_gap(engine, policy, batch) < 1e-5
     moved = max(
@@ -94,7 +94,7 @@ def test_a_stale_tied_head_is_caught(
     """vLLM's own fault on CPU, planted by taking our mend away."""
     perturb(policy, size=0.01)
     monkeypatch.setattr(transfer, "repack_tied_head", lambda model: None)
-    engine.weight_sender(policy.causal_lm).publish_weights()
+    engine.weight_sender(policy).publish_weights()
     batch = canary.canary_batch(policy.causal_lm.config.vocab_size, device=torch.device("cpu"))
     gap = canary.canary_gap(engine, policy, batch)
     with pytest.raises(WeightSyncError, match="does not hold the trainer's weights"):
@@ -106,7 +106,7 @@ def test_the_prefix_cache_forgets_old_weights(engine: Any, policy: Any) -> None:
     prompt = [10 + i % 60 for i in range(150)]
     engine.generate([prompt], [sampling(1)])
     perturb(policy)
-    engine.weight_sender(policy.causal_lm).publish_weights()
+    engine.weight_sender(policy).publish_weights()
     (one, *_), *_ = engine.generate([prompt], [sampling(1)])
     ids = torch.tensor([prompt + one.token_ids])
     with torch.no_grad():

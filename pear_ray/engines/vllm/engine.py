@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.logprobs import FlatLogprobs
 
+from pear_ray.engines.policy import Policy
 from pear_ray.engines.vllm import weights
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
 from pear_ray.errors import EngineError
@@ -88,9 +88,9 @@ class VllmEngine:
             for output, ids in zip(outputs, sequences, strict=True)
         ]
 
-    def weight_sender(self, module: torch.nn.Module) -> weights.WeightSender:
-        """The channel from `module` (plain or FSDP2-sharded) into this engine."""
-        return weights.WeightSender(self.llm, module)
+    def weight_sender(self, policy: Policy) -> weights.WeightSender:
+        """The channel from `policy` (plain or FSDP2-sharded) into this engine."""
+        return weights.WeightSender(self.llm, policy)
 
     def _completion(self, sample: object) -> Completion:
         token_ids = list(sample.token_ids)

@@ -4,10 +4,12 @@ The backends that ship with vLLM send between processes (NCCL, CUDA IPC). Coloca
 share a process, so tensors are handed over as they are, on CPU and CUDA alike.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from vllm import LLM
 from vllm.distributed.weight_transfer.base import (
     ModuleSource,
@@ -16,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
+    materialize_full_tensor,
 )
 from vllm.distributed.weight_transfer.factory import (
     WeightTransferEngineFactory,
@@ -27,10 +30,10 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
+from pear_ray.engines.policy import Policy
 from pear_ray.errors import WeightSyncError
 
 BACKEND = "in_process"
-BUCKET_BYTES = 64 << 20  # bounds the unsharded copies alive at once
 
 
 @dataclass
@@ -111,19 +114,61 @@ class InProcessSender(TrainerWeightTransferEngine[InProcessTrainerInit]):
         return cls(client=client, source=source, is_sender=init_info.is_sender)
 
     def send_weights(self) -> None:
-        """Gather every parameter (a collective over ranks) and load it, bucket by bucket."""
+        """Gather the parameters group by group (a collective over ranks) and load each group."""
         self.client.start_weight_update()
-        bucket: list[tuple[str, torch.Tensor]] = []
-        num_bytes = 0
         for names, tensors in self.source.iter_groups():
-            bucket += zip(names, (tensor.detach() for tensor in tensors), strict=True)
-            num_bytes += sum(tensor.nbytes for tensor in tensors)
-            if num_bytes >= BUCKET_BYTES:
-                self.client.update_weights({"tensors": bucket})
-                bucket, num_bytes = [], 0
-        if bucket:
-            self.client.update_weights({"tensors": bucket})
+            # Loaded before the next group is gathered: the gathered copies are freed in between.
+            detached = [tensor.detach() for tensor in tensors]
+            self.client.update_weights({"tensors": list(zip(names, detached, strict=True))})
         self.client.finish_weight_update()
+
+
+class PolicySource(ModuleSource):
+    """A policy's parameters under their Hugging Face names, one all-gather per FSDP2 unit.
+
+    `full_tensor()` on every parameter would be one collective each: on many small parameters the
+    waiting for each other, not the bytes, is what a sync costs.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.causal_lm)
+        self._policy = policy
+        self._units = {
+            name: unit for name, unit in policy.named_modules() if isinstance(unit, FSDPModule)
+        }
+
+    def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
+        """Groups in vLLM's order (embeddings, layers, the rest), each whole while it is used."""
+        root = self._units.get("")
+        if root is None:
+            yield from super().iter_groups()
+            return
+        root.unshard()
+        try:
+            for names in self.groups():
+                yield names, self._gathered(names)
+                self._reshard_layer(names)
+        finally:
+            root.reshard()
+
+    def _gathered(self, names: list[str]) -> list[torch.Tensor]:
+        layers = self._layers_of(names)
+        for unit in layers:
+            unit.unshard()
+        tensors = [materialize_full_tensor(self._policy.causal_lm.get_parameter(n)) for n in names]
+        # vLLM finishes a tied embedding only when the whole update ends, after it is sharded again.
+        return tensors if layers else [tensor.clone() for tensor in tensors]
+
+    def _reshard_layer(self, names: list[str]) -> None:
+        for unit in self._layers_of(names):
+            unit.reshard()
+
+    def _layers_of(self, names: list[str]) -> list[FSDPModule]:
+        return [
+            unit
+            for prefix, unit in self._units.items()
+            if prefix and f"causal_lm.{names[0]}".startswith(f"{prefix}.")
+        ]
 
 
 class _LocalClient:
@@ -151,15 +196,15 @@ class _LocalClient:
 
 
 class WeightSender:
-    """Publishes a trainer module's weights into one engine."""
+    """Publishes a policy's weights into one engine."""
 
-    def __init__(self, llm: LLM, module: torch.nn.Module) -> None:
+    def __init__(self, llm: LLM, policy: Policy) -> None:
         self._sender = WeightTransferTrainerFactory.trainer_init(
-            InProcessTrainerInit(rank=0), client=_LocalClient(llm), source=ModuleSource(module)
+            InProcessTrainerInit(rank=0), client=_LocalClient(llm), source=PolicySource(policy)
         )
 
     def publish_weights(self) -> None:
-        """Put the module's current weights into the engine. A collective when the module is sharded."""
+        """Put the policy's current weights into the engine. A collective when it is sharded."""
         with torch.no_grad():
             self._sender.send_weights()
 
