@@ -33,7 +33,7 @@ def length_histogram(corpus: CorpusLengths, max_tokens: int | None) -> Chart:
     """How long the corpus's completions are."""
     lengths = corpus.num_loss_tokens
     figure, axes = new_axes(x_label="tokens that train", y_label="examples")
-    axes.hist(lengths, bins=_integer_edges(lengths), color=BLUE)
+    axes.hist(lengths, bins=_integer_edges(lengths).tolist(), color=BLUE)
     limit = ""
     if max_tokens is not None:
         axes.axvline(max_tokens, color=INK, linestyle="--", linewidth=1)

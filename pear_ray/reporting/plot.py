@@ -40,6 +40,7 @@ _STYLE = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
+    "axes.prop_cycle": f"cycler('color', ['{INK}'])",  # what nothing else colours
     "lines.linewidth": 1.6,
     "lines.markersize": 3.5,
 }
@@ -229,7 +230,7 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
-    svg = svg.replace("xlink:href", "href").replace("'DejaVu Sans'", "inherit-me, system-ui")
+    svg = svg.replace("xlink:href", "href").replace("'DejaVu Sans'", "system-ui")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
     for name, sentinel in _SENTINELS.items():
         svg = svg.replace(sentinel, f"var(--{name})")

@@ -20,6 +20,7 @@ from pear_ray.reporting.plot import (
     running_mean,
     whole_steps,
 )
+from pear_ray.telemetry.follow import SPEED_METRIC
 
 SMALLEST_GAP = 1e-8  # a logarithmic axis has no place for an exact 0
 MAX_SYNC_GAPS = {"float32": 1e-4, "bfloat16": 2e-2}  # as in engines.weights, a peer
@@ -191,7 +192,7 @@ def speed(data: RunData) -> Chart:
     """Median tokens per second of each stage that says it."""
     rates = {}
     for stage in data.metrics:
-        values = data.series(stage, f"{stage}/tokens_per_s")[1]
+        values = data.series(stage, SPEED_METRIC[stage])[1]
         if np.isfinite(values).any():
             rates[stage] = float(np.nanmedian(values))
     figure, axes = new_axes(x_label="tokens per second (median step)", y_label="")
@@ -214,4 +215,5 @@ def _aligned(data: RunData, name: str, steps: Floats) -> Floats:
 
 def _grouped_mean(values: Floats, width: int) -> Floats:
     """Means of `width` neighbours each; the last group may be smaller."""
-    return np.array([np.mean(values[i : i + width]) for i in range(0, len(values), width)])
+    starts = range(0, len(values), width)
+    return np.array([values[i : i + width].mean() for i in starts], dtype=np.float64)

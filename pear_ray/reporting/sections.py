@@ -8,6 +8,7 @@ from pear_ray.config.sft import PearWeights
 from pear_ray.reporting import corpus_figures, outcome, rl_figures
 from pear_ray.reporting.load import RunData
 from pear_ray.reporting.plot import Chart
+from pear_ray.telemetry.follow import SPEED_METRIC
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ def _time(data: RunData) -> Section:
         section.charts.append(rl_figures.stage_time(data))
     else:
         section.missing.append("no time per stage: no stage has finished yet")
-    if any(rl_figures.has(data, stage, f"{stage}/tokens_per_s") for stage in data.metrics):
+    if any(rl_figures.has(data, stage, SPEED_METRIC[stage]) for stage in data.metrics):
         section.charts.append(rl_figures.speed(data))
     else:
         section.missing.append("no stage has logged tokens per second")

@@ -24,7 +24,7 @@ KEY_METRIC = {
     "rl": "rl/reward/mean",
     "evaluate": "eval/pass_at_1",
 }
-_SPEED_METRIC = {stage: f"{stage}/tokens_per_s" for stage in STAGES} | {
+SPEED_METRIC = {stage: f"{stage}/tokens_per_s" for stage in STAGES} | {
     "evaluate": "eval/tokens_per_s"
 }
 RECENT_STEPS = 16  # enough that one slow step (a checkpoint, a pause) cannot move the median
@@ -95,7 +95,7 @@ class StageProgress:
     @property
     def tokens_per_s(self) -> float | None:
         """Tokens per second, as the stage last said."""
-        return self.metrics.get(_SPEED_METRIC.get(self.name, ""))
+        return self.metrics.get(SPEED_METRIC.get(self.name, ""))
 
     def step_s(self) -> float | None:
         """Median seconds per step over the recent steps of this attempt; None before two."""
@@ -130,6 +130,8 @@ class StageProgress:
     def end(self, state: StageState, time: float) -> None:
         """Go to a state that is final for this attempt."""
         self.state, self.finished = state, time
+        if state is StageState.SKIPPED:
+            self.started = None  # that was an earlier attempt's start: nothing ran in this one
 
 
 class ProgressState:

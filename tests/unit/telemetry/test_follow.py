@@ -103,6 +103,16 @@ def test_a_failed_stage_that_is_started_again_runs():
     assert (stage.state, stage.started, stage.finished) == (StageState.RUNNING, 3, None)
 
 
+def test_a_skipped_stage_took_no_time_in_this_attempt():
+    state = folded(
+        event(1, EventKind.STAGE_STARTED),
+        event(9, EventKind.STAGE_FINISHED),
+        event(5000, EventKind.STAGE_SKIPPED, attempt=2),
+    )
+    stage = state.stages["rl"]
+    assert (stage.state, stage.started, stage.finished) == (StageState.SKIPPED, None, 5000)
+
+
 def test_key_metric_and_speed_are_each_stages_own():
     state = folded(
         metric(0, 1, rl__reward__mean=0.25, rl__tokens_per_s=900.0),

@@ -1,0 +1,175 @@
+"""The whole pipeline as a user runs it: through, skipped, killed and resumed. Real engines throughout."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from pear_ray.telemetry.metrics_log import EventRecord, MetricRecord, read_metrics
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["collect", "score", "sft", "rl", "evaluate", "report"]
+RUN_TIMEOUT_S = 500
+GAME = "{name: chain_sum, params: {min_terms: 3, max_terms: 5, min_digits: 1, max_digits: 1}}"
+RUN_FILE = f"""
+name: small
+models: {{policy: "embedded:student", behavior: "embedded:teacher", dtype: float32, max_model_len: 160}}
+corpus:
+  kind: sampled
+  problems: {{games: [{GAME}], size: 48, seed: 1}}
+  samples_per_problem: 2
+  max_tokens: 64
+score: {{rows_per_block: 16}}
+sft:
+  optimizer: {{learning_rate: 1e-3}}
+  global_batch_size: 16
+  checkpoint_every: 2
+rl:
+  problems: {{games: [{GAME}], size: 64, seed: 2}}
+  optimizer: {{learning_rate: 1e-4}}
+  num_steps: 6
+  prompts_per_step: 8
+  group_size: 4
+  max_tokens: 64
+  checkpoint_every: 2
+evaluate:
+  problems: {{games: [{GAME}], size: 24, seed: 3}}
+  max_tokens: 64
+"""
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "pear_ray", "run", str(folder / "small.yaml"), f"output_dir={folder}"]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    log = (folder / f"driver-{time.time_ns()}.log").open("w", encoding="utf-8")
+    return subprocess.Popen(command(folder), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+def run_to_end(folder: Path) -> float:
+    """Run the pipeline; the seconds it took."""
+    began = time.monotonic()
+    process = start(folder)
+    assert process.wait(timeout=RUN_TIMEOUT_S) == 0, newest_log(folder)
+    return time.monotonic() - began
+
+
+def newest_log(folder: Path) -> str:
+    return max(folder.glob("driver-*.log")).read_text(encoding="utf-8")[-4000:]
+
+
+def metrics(folder: Path, stage: str) -> list[MetricRecord]:
+    records = read_metrics(folder / "small" / "metrics.jsonl")
+    return [r for r in records if isinstance(r, MetricRecord) and r.stage == stage]
+
+
+def events(folder: Path, attempt: int) -> list[tuple[str, str]]:
+    records = read_metrics(folder / "small" / "metrics.jsonl")
+    found = [r for r in records if isinstance(r, EventRecord) and r.attempt == attempt]
+    return [(r.stage, str(r.event)) for r in found]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that went through undisturbed."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    run_to_end(folder)
+    return folder
+
+
+def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
+    run_dir = finished / "small"
+    for stage in STAGES:
+        manifest = json.loads((run_dir / stage / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["stage"] == stage
+        assert not (run_dir / stage / "unfinished.json").exists()
+    results = json.loads((run_dir / "evaluate" / "results.json").read_text(encoding="utf-8"))
+    assert [each["checkpoint"] for each in results["checkpoints"]] == ["base", "sft", "rl"]
+    for each in results["checkpoints"]:
+        at_1, at_8 = each["metrics"]["pass_at_1"], each["metrics"]["pass_at_8"]
+        assert 0 <= at_1["low"] <= at_1["value"] <= at_1["high"] <= 1
+        assert at_1["value"] <= at_8["value"]
+    report = (run_dir / "report" / "report.html").read_text(encoding="utf-8")
+    assert "pass@1" in report
+    assert "http" not in report.replace("http://www.w3.org/", "")  # self-contained
+
+
+def test_scores_agree_with_what_was_sampled_and_with_transformers(finished: Path) -> None:
+    details = json.loads((finished / "small" / "score" / "manifest.json").read_text())["details"]
+    assert details["score/sampled_gap/mean"] < 1e-5
+    assert details["score/audit_gap/max"] < 1e-4
+
+
+def test_engine_and_trainer_agree_at_every_rl_step(finished: Path) -> None:
+    steps = metrics(finished, "rl")
+    assert [record.step for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert max(record.metrics["rl/mismatch/mean_gap"] for record in steps) < 1e-5
+    assert max(record.metrics["rl/sync_gap"] for record in steps) < 1e-5
+
+
+def test_a_second_run_skips_everything(finished: Path) -> None:
+    def stamps() -> dict[str, int]:
+        files = [finished / "small" / stage / "manifest.json" for stage in STAGES]
+        return {str(file): file.stat().st_mtime_ns for file in files}
+
+    before = stamps()
+    run_to_end(finished)
+    assert stamps() == before
+    assert events(finished, attempt=2) == [(stage, "stage_skipped") for stage in STAGES]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    """SIGKILL of the driver in mid-RL; the rerun goes on from the last checkpoint, bit for bit."""
+    shutil.copytree(finished / "small", tmp_path / "small")
+    (tmp_path / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    for stage in ("rl", "evaluate", "report"):
+        shutil.rmtree(tmp_path / "small" / stage)
+    (tmp_path / "small" / "metrics.jsonl").unlink()
+    driver = start(tmp_path)
+    wait_for_step(tmp_path, driver, stage="rl", step=3)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    killed_after = max(record.step for record in metrics(tmp_path, "rl"))
+    run_to_end(tmp_path)
+    resumed = [r for r in metrics(tmp_path, "rl") if r.attempt == max_attempt(tmp_path)]
+    assert resumed[0].step in {3, 5}, "resumed from a committed checkpoint, not from the start"
+    assert resumed[0].step <= killed_after + 1
+    undisturbed = {r.step: r.metrics["rl/reward/mean"] for r in metrics(finished, "rl")}
+    for record in resumed:
+        assert record.metrics["rl/reward/mean"] == undisturbed[record.step]
+    assert_same_weights(finished, tmp_path)
+
+
+def wait_for_step(folder: Path, driver: Any, *, stage: str, step: int) -> None:
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, newest_log(folder)
+        if (folder / "small" / "metrics.jsonl").exists():
+            if any(record.step >= step for record in metrics(folder, stage)):
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"{stage} did not reach step {step}")
+
+
+def max_attempt(folder: Path) -> int:
+    return max(record.attempt for record in metrics(folder, "rl"))
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    weights, again = (
+        load_file(folder / "small" / "rl" / "model" / "model.safetensors")
+        for folder in (one, other)
+    )
+    assert weights.keys() == again.keys()
+    for name, tensor in weights.items():
+        assert (tensor == again[name]).all(), name
