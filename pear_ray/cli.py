@@ -53,9 +53,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
 
 
 def _status(run_dir: Path) -> int:
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from pear_ray.telemetry.status import render_status  # noqa: PLC0415
+    from pear_ray.telemetry.status import render_status
 
     Console().print(render_status(run_dir))
     return 0

@@ -1,10 +1,10 @@
-"""What a run would do, in words: stages, batch arithmetic, devices. Starts nothing, writes nothing."""
+"""What a run would do, in words: stages, batches, devices. Starts nothing, writes nothing."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from pear_ray import pipeline, preflight
-from pear_ray.artifacts.run_dir import run_path
+from pear_ray.artifacts.run_dir import check_owner, run_path
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import check_capacity, demand
 
@@ -15,12 +15,16 @@ def describe(config: RunConfig, *, only: str | None = None) -> str:
     Raises:
         PearRayError: What the run itself would refuse before its first engine starts.
     """
+    run_dir = run_path(config.output_dir, config.name)
+    check_owner(run_dir, name=config.name)
     preflight.check_corpus_file(config)
     models = preflight.check_models(config)
-    run_dir = run_path(config.output_dir, config.name)
     stages = [s for s in pipeline.plan(config, run_dir, models) if only in (None, s.name)]
     to_make = [stage.name for stage in stages if not stage.is_current]
-    preflight.check_problems(config, models.policy, to_make)
+    if "collect" in to_make:
+        preflight.check_corpus_rows(config, models.policy)
+    if {"collect", "rl", "evaluate"}.intersection(to_make):
+        preflight.check_problems(config, models.policy, to_make)
     lines = [
         f"run {config.name} in {run_dir}",
         f"policy    {config.models.policy} ({models.policy})",
@@ -51,15 +55,22 @@ def _stage_line(run_dir: Path, stage: pipeline.PlannedStage) -> str:
 def _batch_lines(config: RunConfig) -> Iterator[str]:
     ranks, sft, rl, evaluate = config.cluster.num_trainers, config.sft, config.rl, config.evaluate
     size = sft.global_batch_size
-    yield f"  sft       {size} sequences per step = {ranks} ranks x {size // ranks}, {sft.num_epochs} epochs"
+    yield (
+        f"  sft       {size} sequences per step = {ranks} ranks x {size // ranks}, "
+        f"{sft.num_epochs} epochs"
+    )
     prompts = rl.prompts_per_step
     yield (
-        f"  rl        {prompts} prompts x {rl.group_size} = {prompts * rl.group_size} rollouts per step "
+        f"  rl        {prompts} prompts x {rl.group_size} = {prompts * rl.group_size} rollouts "
+        "per step "
         f"= {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
         f"{prompts * rl.group_size * rl.num_steps} rollouts"
     )
     problems, samples = evaluate.problems.size, evaluate.num_samples
-    yield f"  evaluate  {problems} problems x {samples} samples x 3 checkpoints = {problems * samples * 3}"
+    yield (
+        f"  evaluate  {problems} problems x {samples} samples x 3 checkpoints = "
+        f"{problems * samples * 3}"
+    )
 
 
 def _device_lines(config: RunConfig) -> Iterator[str]:
@@ -69,5 +80,9 @@ def _device_lines(config: RunConfig) -> Iterator[str]:
         yield f"  found     not looked at: the cluster at {config.cluster.address} is not contacted"
         return
     found = preflight.local_resources(config.cluster.device)
-    yield "  found     " + ", ".join(f"{n:g} {name}" for name, n in found.items()) + " on this machine"
+    yield (
+        "  found     "
+        + ", ".join(f"{n:g} {name}" for name, n in found.items())
+        + " on this machine"
+    )
     check_capacity(config, found)

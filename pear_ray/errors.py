@@ -1,4 +1,4 @@
-"""The one error tree. Every error crosses process boundaries, so each pickles as its message alone."""
+"""The one error tree; errors cross process boundaries, so each pickles as its message alone."""
 
 
 class PearRayError(Exception):

@@ -83,12 +83,15 @@ def run(config: RunConfig, *, only: str | None = None) -> Path:
         PearRayError: A stage could not start or failed. What was complete stays complete.
     """
     run_dir = run_dirs.run_path(config.output_dir, config.name)
+    run_dirs.check_owner(run_dir, name=config.name)
     preflight.check_corpus_file(config)
     models = preflight.check_models(config)
     stages = plan(config, run_dir, models)
     to_make = [s.name for s in stages if not s.is_current and only in (None, s.name)]
     if only is not None:
         _require_inputs(stages, only, run_dir)
+    if "collect" in to_make:
+        preflight.check_corpus_rows(config, models.policy)
     if {"collect", "rl", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
     if config.cluster.address is None and ENGINE_STAGES.intersection(to_make):
@@ -112,16 +115,12 @@ def _run_stages(config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage]
         if any(s.name in ENGINE_STAGES and not s.is_current for s in stages):
             on_record = _connect(config, open_things)
         names = [stage.name for stage in stages]
-        open_things.enter_context(
-            LiveView(run_dir, names, trackers=trackers, on_record=on_record)
-        )
+        open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
         for stage in stages:
             _run_stage(config, run_dir, stage, attempt=attempt)
 
 
-def _connect(
-    config: RunConfig, open_things: contextlib.ExitStack
-) -> Callable[[Record], None]:
+def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:
     """Connect to Ray for all stages together; what to do with each new record there."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
     from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
@@ -163,8 +162,10 @@ def _require_inputs(stages: Sequence[PlannedStage], only: str, run_dir: Path) ->
             return
         if only != "report" and not stage.is_current:
             raise ArtifactError(
-                f"{run_dir / stage.name}: stage {stage.name!r}, which {only!r} builds on, is missing "
-                f"or was made by another config; run `pear {stage.name} RUN.yaml` first, or `pear run`"
+                f"{run_dir / stage.name}: stage {stage.name!r}, which {only!r} builds on, is "
+                "missing "
+                f"or was made by another config; run `pear {stage.name} RUN.yaml` first, or "
+                "`pear run`"
             )
 
 

@@ -13,7 +13,7 @@ from pear_ray.engines.model_files import (
     resolve_model,
     vocabulary_fingerprint,
 )
-from pear_ray.errors import InputError
+from pear_ray.errors import ConfigError, InputError
 from pear_ray.records import Problem
 
 
@@ -31,7 +31,8 @@ def check_models(config: RunConfig) -> Models:
     """Find both models and see that they fit each other and the run.
 
     Raises:
-        InputError: A model is missing or unusable, their vocabularies differ, or the run wants longer
+        InputError: A model is missing or unusable, their vocabularies differ, or the run wants
+            longer
             sequences than the policy was made for.
     """
     policy, behavior = (
@@ -43,21 +44,23 @@ def check_models(config: RunConfig) -> Models:
     )
     if vocabulary_fingerprint(policy) != vocabulary_fingerprint(behavior):
         raise InputError(
-            f"models.policy={config.models.policy} and models.behavior={config.models.behavior} have "
+            f"models.policy={config.models.policy} and models.behavior={config.models.behavior} "
+            "have "
             "different vocabularies: log-probs of one's tokens mean nothing for the other's; "
             "choose a behavior model with the policy's tokenizer"
         )
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:
         raise InputError(
-            f"models.max_model_len={config.models.max_model_len} is more than the {longest} positions "
+            f"models.max_model_len={config.models.max_model_len} is more than the {longest} "
+            "positions "
             f"of models.policy={config.models.policy}; lower it"
         )
     return Models(policy, behavior, model_fingerprint(policy), model_fingerprint(behavior))
 
 
 def check_corpus_file(config: RunConfig) -> None:
-    """See that a corpus file is there; its rows are checked when it is read, still before engines.
+    """See that a corpus file is there, which the run's identity needs; its rows are checked later.
 
     Raises:
         InputError: It is missing or empty.
@@ -68,6 +71,24 @@ def check_corpus_file(config: RunConfig) -> None:
             raise InputError(f"corpus.path={path}: no such file; give a JSONL file")
         if not path.stat().st_size:
             raise InputError(f"corpus.path={path}: the file is empty; it needs at least one row")
+
+
+def check_corpus_rows(config: RunConfig, policy: Path) -> None:
+    """Read a corpus file as the collect stage will, and see that every row can be trained on.
+
+    Raises:
+        InputError: It holds no row, or unusable ones; the message lists them by line and field.
+    """
+    # Loading a tokenizer takes seconds: only a run that makes its corpus pays for it.
+    from pear_ray.engines.chat import ChatTokenizer  # noqa: PLC0415
+    from pear_ray.engines.corpus_file import read_corpus_file  # noqa: PLC0415
+
+    if isinstance(config.corpus, JsonlCorpus):
+        read_corpus_file(
+            Path(config.corpus.path),
+            ChatTokenizer(policy),
+            max_model_len=config.models.max_model_len,
+        )
 
 
 def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> None:
@@ -111,8 +132,8 @@ def _problem_sets(
 def _resolve(key: str, location: str) -> Path:
     try:
         return resolve_model(location)
-    except InputError as error:
-        raise InputError(f"{key}: {error}") from error
+    except (ConfigError, InputError) as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def local_resources(device: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Manifests: a stage's artifact is complete when, and only when, its manifest is there and current."""
+"""Manifests: an artifact is complete when, and only when, its manifest is there and current."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class Manifest:
 
 
 def fingerprint(*, stage: str, config: object, inputs: Mapping[str, str]) -> str:
-    """Identity of what `stage` makes of `config` (JSON-able) and of `inputs` (name to fingerprint)."""
+    """Identity of what `stage` makes of `config` (JSON-able) and `inputs` (name to fingerprint)."""
     text = json.dumps([stage, config, dict(inputs)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -93,17 +93,21 @@ def is_current(stage_dir: Path, expected: str) -> bool:
 def begin(stage_dir: Path, expected: str) -> bool:
     """Prepare `stage_dir` for making artifact `expected`; True when an earlier attempt goes on.
 
-    Work that another config or other inputs left there is removed: nothing half-done of one identity
+    Work that another config or other inputs left there is removed: nothing half-done of one
+    identity
     can end up in an artifact of another.
     """
     unfinished = stage_dir / UNFINISHED_FILE
-    if unfinished.exists() and not (stage_dir / MANIFEST_FILE).exists():
-        if json.loads(unfinished.read_text(encoding="utf-8"))["fingerprint"] == expected:
-            return True
+    if (
+        unfinished.exists()
+        and not (stage_dir / MANIFEST_FILE).exists()
+        and json.loads(unfinished.read_text(encoding="utf-8"))["fingerprint"] == expected
+    ):
+        return True
+    doomed = stage_dir.with_name(f".{stage_dir.name}.removing")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a begin() that was killed
     if stage_dir.exists():
         # Renamed first: a kill during the removal must not leave a folder that looks begun.
-        doomed = stage_dir.with_name(f".{stage_dir.name}.removing")
-        shutil.rmtree(doomed, ignore_errors=True)
         stage_dir.rename(doomed)
         shutil.rmtree(doomed)
     stage_dir.mkdir(parents=True)

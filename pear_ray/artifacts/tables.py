@@ -1,4 +1,4 @@
-"""Declared Parquet schemas: what each table holds, checked when it is written and when it is read."""
+"""Declared Parquet schemas: what each table holds, checked when written and when read."""
 
 import os
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         raise ArtifactError(f"{path}: no Parquet file there; run the stage that makes it again")
     try:
         tables = [pq.read_table(file).select(schema.names).cast(schema) for file in files]
-    except (KeyError, pa.ArrowInvalid) as error:
+    except (KeyError, OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(
             f"{path}: not a table of this version ({error}); run the stage that makes it again"
         ) from error

@@ -17,7 +17,8 @@ class SampledCorpus(Section):
     samples_per_problem: Annotated[int, Field(gt=0)] = 4
     """Completions sampled for each problem."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature. At any other than 1, the log-probs as sampled are not the model's own."""
+    """Sampling temperature. At any other than 1, the log-probs as sampled are not the model's
+    own."""
     max_tokens: Annotated[int, Field(gt=0)] = 128
     """Longest completion, in tokens."""
     rewards: RewardConfig = RewardConfig()

@@ -9,13 +9,13 @@ from pear_ray.config.problems import ProblemSetConfig, RewardConfig
 
 
 class EvaluateConfig(Section):
-    """The evaluate stage: the base model, the SFT checkpoint and the RL checkpoint, same problems."""
+    """The evaluate stage: base model, SFT checkpoint and RL checkpoint on the same problems."""
 
     problems: ProblemSetConfig
     """Held-out problems; give them a seed of their own."""
     num_samples: Annotated[int, Field(gt=0)] = 8
     """Completions per problem."""
-    k: list[Annotated[int, Field(gt=0)]] = [1, 8]
+    k: list[Annotated[int, Field(gt=0)]] = Field(default=[1, 8])
     """Which pass@k to report; each at most `num_samples`."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature."""

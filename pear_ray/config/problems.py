@@ -12,8 +12,9 @@ class GameConfig(Section):
 
     name: str
     """The game's name in reasoning-gym, such as `chain_sum`."""
-    params: dict[str, JsonValue] = {}
-    """Parameters of the game's own config (difficulty); `seed` and `size` are set by the problem set."""
+    params: dict[str, JsonValue] = Field(default={})
+    """Parameters of the game's own config (difficulty); `seed` and `size` are set by the problem
+    set."""
     share: Annotated[float, Field(gt=0)] = 1.0
     """This game's share of the set, relative to the other games' shares."""
 
@@ -26,7 +27,8 @@ class ProblemSetConfig(Section):
     size: Annotated[int, Field(gt=0)]
     """How many distinct problems."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Sets with different seeds hold different problems; give training and evaluation different ones."""
+    """Sets with different seeds hold different problems; give training and evaluation different
+    ones."""
 
 
 class RewardConfig(Section):

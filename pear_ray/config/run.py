@@ -71,7 +71,8 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: The file is missing or not YAML, or a key or value cannot be used. All problems
-            are listed at once, each with its dotted key and, for an unknown key, the nearest known one.
+            are listed at once, each with its dotted key and, for an unknown key, the nearest known
+            one.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -104,7 +105,8 @@ def validate_run(tree: dict[str, Any], *, origin: str) -> RunConfig:
 def dump_run(config: RunConfig) -> str:
     """The fully resolved config as YAML that `load_run` reads back to the same config."""
     tree = json.loads(config.model_dump_json())
-    # JSON strings and numbers keep YAML 1.1 and 1.2 readers in agreement on `on`, `1e-5` and `null`.
+    # JSON strings and numbers keep YAML 1.1 and 1.2 readers in agreement on `on`, `1e-5` and
+    # `null`.
     return yaml.dump(tree, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True)
 
 
@@ -127,9 +129,7 @@ _QuotingDumper.add_representer(float, _float)
 def _apply(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise ConfigError(
-            f"override {override!r}: expected key.path=value, as in sft.num_epochs=2"
-        )
+        raise ConfigError(f"override {override!r}: expected key.path=value, as in sft.num_epochs=2")
     node: Any = tree
     *parents, leaf = dotted.split(".")
     for parent in parents:
@@ -150,7 +150,9 @@ def _step_into(node: Any, key: str, override: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, key, override)]
     if not isinstance(node, dict):
-        raise ConfigError(f"override {override!r}: the part before {key!r} is a value, not a section")
+        raise ConfigError(
+            f"override {override!r}: the part before {key!r} is a value, not a section"
+        )
     if node.get(key) is None:
         node[key] = {}
     return node[key]
@@ -170,7 +172,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"unknown key{_did_you_mean(problem['loc'])}"
-        found = "" if problem["type"] in {"value_error", "missing"} else f" (got {problem['input']!r})"
+        found = (
+            "" if problem["type"] in {"value_error", "missing"} else f" (got {problem['input']!r})"
+        )
         yield f"  {where}: {message}{found}"
 
 

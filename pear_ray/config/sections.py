@@ -11,9 +11,11 @@ class ModelsConfig(Section):
     """Which models the run starts from."""
 
     policy: str
-    """The model to train: a folder with safetensors and a tokenizer, a hub name, or `embedded:student`."""
+    """The model to train: a folder with safetensors and a tokenizer, a hub name, or
+    `embedded:student`."""
     behavior: str
-    """The model whose distribution the corpus comes from: a folder, a hub name, or `embedded:teacher`."""
+    """The model whose distribution the corpus comes from: a folder, a hub name, or
+    `embedded:teacher`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Computation dtype of every engine. Trained weights are kept in float32."""
     max_model_len: Annotated[int, Field(gt=1)] = 2048
@@ -24,7 +26,8 @@ class ClusterConfig(Section):
     """The Ray cluster and what each worker takes of it."""
 
     address: str | None = None
-    """Address of a running cluster (`auto` for the one this process is on); none starts a local one."""
+    """Address of a running cluster (`auto` for the one this process is on); none starts a local
+    one."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What engines and trainers compute on."""
     num_trainers: Annotated[int, Field(gt=0)] = 2
@@ -32,7 +35,8 @@ class ClusterConfig(Section):
     num_samplers: Annotated[int, Field(gt=0)] = 2
     """Engine actors for collecting, scoring and evaluating."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs each trainer or engine actor asks Ray for; also its number of compute threads, at least one."""
+    """CPUs each trainer or engine actor asks Ray for; also its number of compute threads, at least
+    one."""
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a GPU's memory that a vLLM engine may take (CUDA only)."""
     kv_cache_gib: Annotated[int, Field(gt=0)] = 1
@@ -40,13 +44,14 @@ class ClusterConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a worker group is restarted from its last checkpoint before the run fails."""
     wait_for_devices_s: Annotated[float, Field(ge=0)] = 0.0
-    """How long to wait for the devices to appear (an autoscaling cluster) before saying they do not fit."""
+    """How long to wait for the devices to appear (an autoscaling cluster) before saying they do not
+    fit."""
 
 
 class TelemetryConfig(Section):
     """Where numbers go besides the run folder's metrics.jsonl, which is always written."""
 
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default=[])
     """Optional trackers; one that fails warns once and never fails the run."""
     project: str = "pear_ray"
     """Project (W&B) or experiment (MLflow) name."""

@@ -15,11 +15,12 @@ class UniformWeights(Section):
 
 
 class PearWeights(Section):
-    """PEAR (arXiv 2602.01058): tokens weigh as much as their continuation is plausible under the policy."""
+    """PEAR (arXiv 2602.01058): a token weighs as much as its continuation suits the policy."""
 
     kind: Literal["pear"] = "pear"
     level: Literal["token", "block", "sequence"] = "token"
-    """What shares a weight: each token its own, blocks of `block_size` tokens, or the whole sequence."""
+    """What shares a weight: each token its own, blocks of `block_size` tokens, or the whole
+    sequence."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.999
     """Discount per token of continuation (token and block level)."""
     block_size: Annotated[int, Field(gt=0)] = 4
@@ -33,7 +34,8 @@ class PearWeights(Section):
     log_weight_clip_high: Annotated[float, Field(ge=0)] = 5.0
     """Upper bound of a summed log-weight."""
     rescale: Literal["none", "batch_mean_one"] = "none"
-    """`batch_mean_one` divides by the mean weight of the step's loss tokens; ours, not the paper's."""
+    """`batch_mean_one` divides by the mean weight of the step's loss tokens; ours, not the
+    paper's."""
 
 
 WeightsConfig = Annotated[UniformWeights | PearWeights, Field(discriminator="kind")]

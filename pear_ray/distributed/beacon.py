@@ -13,7 +13,7 @@ GAUGE_PREFIX = "pear_ray_"
 
 
 class RunBeacon:
-    """An actor whose name in the dashboard says run, stage and step, and which exports every metric."""
+    """An actor whose name in the dashboard says run, stage and step; it exports every metric."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -24,9 +24,7 @@ class RunBeacon:
         """What the dashboard shows for this actor."""
         return f"pear_ray {self._run}: {self._state}"
 
-    def show(
-        self, stage: str, step: int, num_steps: int, metrics: Mapping[str, float]
-    ) -> None:
+    def show(self, stage: str, step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
         """Take over a step's numbers."""
         self._state = f"{stage} {step}/{num_steps}"
         self._set("stage_step", stage, float(step))

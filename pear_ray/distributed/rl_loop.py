@@ -79,9 +79,7 @@ class GrpoWorker:
             ),
             takes_weights=True,
         )
-        policy = shard(
-            load_policy(job.model), device=run.cluster.device, dtype=run.models.dtype
-        )
+        policy = shard(load_policy(job.model), device=run.cluster.device, dtype=run.models.dtype)
         self.canary = weights.canary_batch(policy.causal_lm.config.vocab_size, device=self.device)
         self.max_sync_gap = self.config.max_sync_gap or weights.MAX_GAP[run.models.dtype]
         self.sender = self.engine.weight_sender(policy)
@@ -137,10 +135,10 @@ class GrpoWorker:
         }
 
     def publish_weights(self) -> float:
-        """Put the trainer's weights into this rank's engine and compare on the canary (a collective).
+        """Put the trainer's weights into this rank's engine; compare on the canary (a collective).
 
         Raises:
-            WeightSyncError: Some rank's engine answers otherwise than the trainer. Every rank raises.
+            WeightSyncError: Some rank's engine answers otherwise than the trainer; all raise.
         """
         self.sender.publish_weights()
         mine = weights.canary_gap(self.engine, self.trainer.policy, self.canary)
@@ -230,7 +228,8 @@ class GrpoWorker:
         for number in range(max(int(share["batches"]) for share in shares)):
             chosen = [rows[index] for index in batches[number]] if number < len(batches) else []
             sums = weight_health.merge(sums, self._microbatch(chosen))
-        # Token mean over the whole step (DAPO, arXiv 2503.14476): long completions keep their weight.
+        # Token mean over the whole step (DAPO, arXiv 2503.14476): long completions keep their
+        # weight.
         result = self.trainer.step(sum(share["tokens"] for share in shares))
         return sums, result
 

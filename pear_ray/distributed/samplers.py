@@ -16,7 +16,9 @@ from pear_ray.engines.vllm.spec import EngineSpec, Sampling
 from pear_ray.errors import EngineError, PearRayError
 from pear_ray.records import Completion
 
-PROMPTS_PER_CALL = 64  # enough sequences to keep an engine's batch full, few enough to show progress
+PROMPTS_PER_CALL = (
+    64  # enough sequences to keep an engine's batch full, few enough to show progress
+)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from ray.data import ActorPoolStrategy, SaveMode
 
 from pear_ray.artifacts.tables import SCORED
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.samplers import engine_errors
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.distributed.samplers import engine_errors
 from pear_ray.engines.vllm.spec import EngineSpec
 from pear_ray.errors import EngineError
 
@@ -74,7 +74,8 @@ class BehaviorScorer:
 def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
     """Score every row that an earlier, killed attempt did not; the seconds it took.
 
-    Rows already in `job.output` stay as they are, so a run killed anywhere loses the blocks in flight.
+    Rows already in `job.output` stay as they are, so a run killed anywhere loses the blocks in
+    flight.
     Ray Data's own checkpointing is not used: its filter actors need CPUs of their own, and on two
     cores a resumed run waited for them for ever.
 
@@ -96,7 +97,7 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
 
 
 def _remaining(job: ScoringJob) -> pa.Table:
-    """The corpus rows that are not scored yet; half-written files of a killed attempt are removed."""
+    """The corpus rows not scored yet; half-written files of a killed attempt are removed."""
     scored: set[str] = set()
     for file in sorted(job.output.rglob("*.parquet")):
         try:
@@ -152,12 +153,16 @@ def _reporting(folder: Path, progress: Callable[[int], None]) -> Iterator[None]:
         watcher.join()
 
 
+MAX_LOG_PROB = 1e-4  # a certain token's, after float32 rounding
+
+
 def _masked(values: np.ndarray, row: dict[str, Any]) -> np.ndarray:
     mask = np.asarray(row["loss_mask"], dtype=bool)
     trained = values[mask]
-    if not (np.isfinite(trained).all() and (trained <= 1e-4).all()):
+    if not (np.isfinite(trained).all() and (trained <= MAX_LOG_PROB).all()):
         raise EngineError(
-            f"example {row['example_id']}: the engine gave log-probs that are not finite or above 0 "
+            f"example {row['example_id']}: the engine gave log-probs that are not finite or "
+            "above 0 "
             f"(min {trained.min()}, max {trained.max()}); check the behavior model and its dtype"
         )
     return np.where(mask, values, 0.0).astype(np.float32)

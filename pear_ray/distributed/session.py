@@ -1,4 +1,4 @@
-"""The run's connection to Ray: a cluster that is there, or a local one; and whether the run fits."""
+"""The run's connection to Ray: a cluster that is there or a local one, and whether it fits."""
 
 import contextlib
 import logging

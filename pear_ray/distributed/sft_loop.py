@@ -12,6 +12,8 @@ import torch.distributed as dist
 from pear_ray.algorithms import objectives, weight_health
 from pear_ray.algorithms.packing import length_sorted_microbatches
 from pear_ray.algorithms.pear import (
+    LOG_RATIO_CLIP,
+    LOG_WEIGHT_CLIP,
     PearWeights,
     pear_block_weights,
     pear_sequence_weights,
@@ -82,6 +84,7 @@ def token_weights(
             log_ratios=measured.log_ratios,
             clipped_log_ratios=measured.clipped_log_ratios,
         )
+    ratio_clip, weight_clip = _clips(config)
     weigh = {
         "token": functools.partial(pear_token_weights, gamma=config.gamma),
         "block": functools.partial(
@@ -89,7 +92,7 @@ def token_weights(
         ),
         "sequence": pear_sequence_weights,
     }[config.level]
-    return weigh(*arguments, **_clips(config))
+    return weigh(*arguments, log_ratio_clip=ratio_clip, log_weight_clip=weight_clip)
 
 
 class SftWorker:
@@ -182,12 +185,14 @@ class SftWorker:
         flat = (weights.weights, batch.sequence_ids, batch.loss_mask)
         numerator = loss_numerator(losses, *flat, reduction=self.config.reduction)
         self.trainer.backward(numerator)
+        ratio_clip, weight_clip = _clips(self.config.weights)
         sums = weight_health.weight_sums(
             weights,
             logprobs.detach(),
             batch.sequence_ids,
             batch.loss_mask,
-            **(_clips(self.config.weights) if self.config.weights.kind == "pear" else {}),
+            log_ratio_clip=ratio_clip,
+            log_weight_clip=weight_clip,
         )
         sums["numerator"] = float(numerator.detach())
         sums["denominator"] = float(loss_denominator(*flat, reduction=self.config.reduction))
@@ -240,8 +245,13 @@ class SftWorker:
         write_rows(folder / f"step-{step + 1:06d}.parquet", kept, WEIGHT_SAMPLES)
 
 
-def _clips(config: sft_config.PearWeights) -> dict[str, tuple[float, float]]:
-    return {
-        "log_ratio_clip": (config.log_ratio_clip_low, config.log_ratio_clip_high),
-        "log_weight_clip": (config.log_weight_clip_low, config.log_weight_clip_high),
-    }
+def _clips(
+    config: sft_config.UniformWeights | sft_config.PearWeights,
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Bounds of log-ratios and of log-weights; the paper's where the config has none."""
+    if config.kind == "uniform":
+        return LOG_RATIO_CLIP, LOG_WEIGHT_CLIP
+    return (
+        (config.log_ratio_clip_low, config.log_ratio_clip_high),
+        (config.log_weight_clip_low, config.log_weight_clip_high),
+    )

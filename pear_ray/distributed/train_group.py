@@ -31,7 +31,8 @@ def run_train_group(
 ) -> None:
     """Run `loop(job)` on every worker until all return; restart the group when one dies.
 
-    A group of the same `stage_dir` takes up at its last committed checkpoint, whether a worker died or
+    A group of the same `stage_dir` takes up at its last committed checkpoint, whether a worker died
+    or
     the driver did and the stage is run again.
 
     Raises:

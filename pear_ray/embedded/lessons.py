@@ -68,6 +68,8 @@ def batches(
     ]
     index = 0
     pad = tokenizer.token_to_id(PAD)
+    if pad is None:
+        raise ValueError(f"the tokenizer has no {PAD}; make it with embedded.tokenizer")
     while True:
         prompts, completions = [], []
         for game in rng.choices(games, shares, k=batch_size):

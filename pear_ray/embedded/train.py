@@ -1,7 +1,8 @@
 """Trains the shipped models from scratch: `python -m pear_ray.embedded.train`.
 
 A trunk learns the games in one style. The student is the trunk after lessons full of slips, so it
-knows every piece and is unreliable; the teacher is the trunk after more clean lessons in two styles.
+knows every piece and is unreliable; the teacher is the trunk after more clean lessons in two
+styles.
 """
 
 import argparse
@@ -31,12 +32,12 @@ MAX_LENGTH = 256
 EVALUATION_SEED = 90_001
 EVALUATION_PROBLEMS = 200
 
-TRUNK = Phase(name="trunk", num_steps=1000, learning_rate=3e-3, letters_share=0.0, slip=0.0, seed=1)
+TRUNK = Phase(name="trunk", num_steps=900, learning_rate=3e-3, letters_share=0.0, slip=0.0, seed=1)
 STUDENT = Phase(
-    name="student", num_steps=250, learning_rate=1e-3, letters_share=0.0, slip=0.5, seed=2
+    name="student", num_steps=250, learning_rate=1e-3, letters_share=0.0, slip=0.45, seed=2
 )
 TEACHER = Phase(
-    name="teacher", num_steps=1800, learning_rate=2e-3, letters_share=0.5, slip=0.0, seed=3
+    name="teacher", num_steps=600, learning_rate=2e-3, letters_share=0.5, slip=0.0, seed=3
 )
 
 

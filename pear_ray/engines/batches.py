@@ -1,4 +1,4 @@
-"""Rows of token ids as padded tensors, and the flat view of their loss tokens that losses work on."""
+"""Rows of token ids as padded tensors, and the flat view of their loss tokens for losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def collate(
     still has to take part in the collectives of the others' forward and backward passes.
     """
     if not rows:
-        rows = [Row(token_ids=[pad_id], loss_mask=[False], aligned=dict.fromkeys(names, [0.0]))]
+        rows = [Row(token_ids=[pad_id], loss_mask=[False], aligned={name: [0.0] for name in names})]
     width = max(len(row.token_ids) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), width), dtype=torch.bool)

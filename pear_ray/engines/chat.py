@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from pear_ray.errors import InputError
@@ -15,7 +16,9 @@ class ChatTokenizer:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.eos_id: int = self.tokenizer.eos_token_id
         if self.eos_id is None:
-            raise InputError(f"{folder}: the tokenizer has no end token; set eos_token in its config")
+            raise InputError(
+                f"{folder}: the tokenizer has no end token; set eos_token in its config"
+            )
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.eos_id if pad is None else pad
 
@@ -31,8 +34,12 @@ class ChatTokenizer:
         prompt tokenised alone need not be a prefix of the ids of the whole.
 
         Raises:
-            ValueError: The template does not write a chat as a continuation of its beginning.
+            ValueError: The template does not write a chat as a continuation of its beginning, or
+                the
+                chat begins with the assistant, whose first tokens then have nothing before them.
         """
+        if messages[0]["role"] == "assistant":
+            raise ValueError("messages.0.role: a chat begins with a user or system turn")
         text = self._render(messages, answer_begins=False)
         spans = [
             self._answer_span(messages, index, text)
@@ -62,6 +69,9 @@ class ChatTokenizer:
         return len(before), len(through) if cut < 0 else cut + len(end_token)
 
     def _render(self, messages: Sequence[Mapping[str, str]], *, answer_begins: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=answer_begins
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=answer_begins
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses these turns: {error}") from error

@@ -12,7 +12,9 @@ ROLES = ("system", "user", "assistant")
 SHOWN_PROBLEMS = 10
 
 
-def read_corpus_file(path: Path, chat: ChatTokenizer, *, max_model_len: int) -> list[dict[str, Any]]:
+def read_corpus_file(
+    path: Path, chat: ChatTokenizer, *, max_model_len: int
+) -> list[dict[str, Any]]:
     """Rows of the corpus table (see `artifacts.tables.CORPUS`).
 
     Args:
@@ -45,27 +47,33 @@ def read_corpus_file(path: Path, chat: ChatTokenizer, *, max_model_len: int) -> 
         shown = "\n".join(problems[:SHOWN_PROBLEMS])
         more = len(problems) - SHOWN_PROBLEMS
         rest = f"\n  and {more} more" if more > 0 else ""
-        raise InputError(f"{path}: {len(problems)} unusable rows; mend or remove them\n{shown}{rest}")
+        raise InputError(
+            f"{path}: {len(problems)} unusable rows; mend or remove them\n{shown}{rest}"
+        )
     if not rows:
         raise InputError(f"{path}: the corpus is empty; it needs at least one row")
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:  # decoded line by line, so that the line can be named
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line
 
 
-def _row(line: str, number: int, chat: ChatTokenizer, *, max_model_len: int) -> dict[str, Any]:
+def _row(line: bytes, number: int, chat: ChatTokenizer, *, max_model_len: int) -> dict[str, Any]:
     """One line as a row of the corpus table; ValueError says field and reason."""
     try:
-        tree = json.loads(line)
+        tree = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"expected an object, got {type(tree).__name__}")
+        raise ValueError(  # noqa: TRY004 - read_corpus_file collects ValueErrors
+            f"expected an object, got {type(tree).__name__}"
+        )
     messages = _messages(tree)
     token_ids, loss_mask = chat.example(messages)
     if not any(loss_mask[1:]):
@@ -91,7 +99,9 @@ def _messages(tree: dict[str, Any]) -> list[dict[str, str]]:
     if "messages" not in tree:
         for field in ("prompt", "completion"):
             if not isinstance(tree.get(field), str):
-                raise ValueError(f"{field}: expected text (or `messages`), got {tree.get(field)!r}")
+                raise ValueError(  # noqa: TRY004 - as above
+                    f"{field}: expected text (or `messages`), got {tree.get(field)!r}"
+                )
         if not tree["completion"].strip():
             raise ValueError("completion: no trainable token: it is empty")
         return [
@@ -103,10 +113,13 @@ def _messages(tree: dict[str, Any]) -> list[dict[str, str]]:
         raise ValueError("messages: expected a list of turns")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"messages.{index}.content: expected text")
+            raise ValueError(  # noqa: TRY004 - as above
+                f"messages.{index}.content: expected text"
+            )
         if message.get("role") not in ROLES:
             raise ValueError(
-                f"messages.{index}.role: expected one of {', '.join(ROLES)}, got {message.get('role')!r}"
+                f"messages.{index}.role: expected one of {', '.join(ROLES)}, got "
+                f"{message.get('role')!r}"
             )
     if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
         raise ValueError("messages: no trainable token: no assistant turn has any text")

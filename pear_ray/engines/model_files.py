@@ -1,7 +1,8 @@
-"""Model locations: what a config may name, where it is on disk, and whether it can be used at all."""
+"""Model locations: what a config may name, where it is on disk, and whether it can be used."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pear_ray.artifacts.manifest import folder_fingerprint
 from pear_ray.embedded.paths import embedded_path
@@ -18,7 +19,8 @@ def resolve_model(location: str) -> Path:
     """The checked folder that `location` names.
 
     Args:
-        location: A folder; `embedded:student` or `embedded:teacher`; `gguf:PACKAGE` for the GGUF file
+        location: A folder; `embedded:student` or `embedded:teacher`; `gguf:PACKAGE` for the GGUF
+            file
             inside an installed Python package; or a hub name.
 
     Raises:
@@ -31,7 +33,9 @@ def resolve_model(location: str) -> Path:
     elif Path(location).expanduser().is_dir():
         folder = Path(location).expanduser().resolve()
     elif location.startswith((".", "/", "~")):
-        raise InputError(f"{location}: no such model folder; give a folder with safetensors weights")
+        raise InputError(
+            f"{location}: no such model folder; give a folder with safetensors weights"
+        )
     else:
         folder = _from_hub(location)
     check_model_folder(folder)
@@ -69,8 +73,7 @@ def check_model_folder(folder: Path) -> None:
 
 def max_positions(folder: Path) -> int | None:
     """Longest sequence that the model's own config allows, where it says."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("max_position_embeddings")
+    return _read_json(folder / "config.json").get("max_position_embeddings")
 
 
 def vocabulary_fingerprint(folder: Path) -> str:
@@ -78,7 +81,7 @@ def vocabulary_fingerprint(folder: Path) -> str:
     file = next(folder / name for name in TOKENIZER_FILES if (folder / name).exists())
     if file.suffix != ".json":
         return file.read_bytes().hex()[:64]
-    tree = json.loads(file.read_text(encoding="utf-8"))
+    tree = _read_json(file)
     return json.dumps([tree.get("model", tree), tree.get("added_tokens")], sort_keys=True)
 
 
@@ -89,7 +92,17 @@ def model_fingerprint(folder: Path) -> str:
 
 def _template_inside(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
-    return file.exists() and "chat_template" in json.loads(file.read_text(encoding="utf-8"))
+    return file.exists() and "chat_template" in _read_json(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise InputError(f"{file}: not valid JSON ({error}); save the model again") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{file}: expected an object, got {type(tree).__name__}")
+    return tree
 
 
 def _from_hub(name: str) -> Path:

@@ -1,8 +1,9 @@
-"""The policy in training: a causal LM that answers with log-probs of chosen tokens, sharded by FSDP2."""
+"""The policy in training: a causal LM that gives log-probs of chosen tokens, under FSDP2."""
 
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -24,7 +25,7 @@ class Policy(nn.Module):
         self.causal_lm = causal_lm
 
     def forward(self, batch: TokenBatch, *, temperature: float) -> torch.Tensor:
-        """Natural-log probability of each loss token, float32 [token], of softmax(logits / temperature)."""
+        """Log-prob (nats) of each loss token, float32 [token], of softmax(logits / temperature)."""
         hidden = self.causal_lm.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -43,14 +44,15 @@ def load_policy(folder: Path) -> Policy:
 
     Raises:
         InputError: transformers cannot load the folder.
-        EngineError: The model does something to its logits (a bias, a scale, a soft cap) that log-probs
+        EngineError: The model does something to its logits (a bias, a scale, a soft cap) that log-
+            probs
             from hidden states would miss.
     """
     try:
         causal_lm = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: transformers cannot load this model: {error}") from error
     policy = Policy(causal_lm)
     _guard_log_probs(policy, folder)
@@ -72,7 +74,8 @@ def shard(policy: Policy, *, device: str, dtype: str) -> Policy:
     )
     for layer in policy.causal_lm.get_decoder().layers:
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    return fully_shard(policy, mesh=mesh, mp_policy=mixed)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed)  # in place
+    return policy
 
 
 def _guard_log_probs(policy: Policy, folder: Path) -> None:
@@ -93,6 +96,7 @@ def _guard_log_probs(policy: Policy, folder: Path) -> None:
     gap = (ours - theirs).abs().max().item()
     if not gap <= MAX_GUARD_GAP:
         raise EngineError(
-            f"{folder}: log-probs from hidden states differ from the model's own by {gap:.3g} nats; "
+            f"{folder}: log-probs from hidden states differ from the model's own by {gap:.3g} "
+            "nats; "
             "the model changes its logits after the output layer, which is not supported"
         )

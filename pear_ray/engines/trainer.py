@@ -32,7 +32,8 @@ class StepResult:
 class Trainer:
     """A sharded policy with AdamW and its schedule.
 
-    Losses arrive as sums. Gradients of sums are added up over microbatches and ranks, and divided once,
+    Losses arrive as sums. Gradients of sums are added up over microbatches and ranks, and divided
+    once,
     by the denominator of the whole step: neither microbatches nor ranks can change the result.
     """
 
@@ -49,15 +50,22 @@ class Trainer:
         )
 
     def backward(self, numerator: torch.Tensor) -> None:
-        """Add the gradient of a microbatch's loss sum. A collective: every rank calls it as often."""
+        """Add the gradient of a microbatch's loss sum (a collective: as often on every rank)."""
         numerator.backward()
 
     def step(self, denominator: float) -> StepResult:
         """Divide by the global `denominator`, clip, and step.
 
         Raises:
-            TrainingError: The gradient is not finite; the weights are left as they were.
+            TrainingError: The gradient is not finite, or nothing is left to divide by; the weights
+                are left as they were.
         """
+        if not denominator > 0:
+            raise TrainingError(
+                f"step {self.step_count + 1}: the loss denominator is {denominator:g}, not "
+                "above 0; "
+                "look at the rows of this step: no loss token, or weights that are all zero"
+            )
         # FSDP has averaged gradients over ranks; the loss is a sum over ranks over one denominator.
         scale = dist.get_world_size() / denominator
         for parameter in self.policy.parameters():
@@ -118,11 +126,11 @@ class Trainer:
 
 
 def learning_rate_at(step: int, *, num_steps: int, config: OptimizerConfig) -> float:
-    """Rate for step `step` (from 0): a linear rise, then half a cosine down to the final fraction."""
+    """Rate for step `step` (from 0): a linear rise, then half a cosine to the final fraction."""
     warmup = round(config.warmup_fraction * num_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
+    progress = (step - warmup) / max(1, num_steps - 1 - warmup)  # 1 at the last step
     shape = config.final_fraction + (1 - config.final_fraction) * 0.5 * (
         1 + math.cos(math.pi * min(1.0, progress))
     )

@@ -1,6 +1,5 @@
 """collect: the corpus as token ids, sampled from the behavior model or read from a file."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -88,11 +87,10 @@ def _sample(
             for one in group
         ]
         verdicts = rewards.verify_all(pairs)
-    return _corpus_rows(config, corpus, behavior.name, problems, prompts, completions, verdicts)
+    return _corpus_rows(corpus, behavior.name, problems, prompts, completions, verdicts)
 
 
 def _corpus_rows(
-    config: RunConfig,
     corpus: SampledCorpus,
     source: str,
     problems: list[Problem],

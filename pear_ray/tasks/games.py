@@ -112,7 +112,7 @@ def _gym_seed(name: str, *, seed: int, cycle: int) -> int:
 
 
 def _entry_json(
-    dataset: Any,  # noqa: ANN401
+    dataset: Any,
     item: dict[str, Any],
     *,
     params: str,
@@ -139,7 +139,7 @@ def _entry_json(
 
 
 @functools.lru_cache(maxsize=64)
-def open_game(name: str, params: str, gym_seed: int) -> Any:  # noqa: ANN401
+def open_game(name: str, params: str, gym_seed: int) -> Any:
     """The reasoning-gym dataset of a game; `params` is JSON so that it can be a cache key.
 
     Raises:

@@ -1,5 +1,6 @@
 """Verifies many completions in killable processes; a bad item costs only its own reward."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 from pear_ray.config.problems import RewardConfig
@@ -152,15 +154,17 @@ class _Process:
     """One verifier process, its pipes, and the items it was sent and has not answered."""
 
     def __init__(self, verifier: str) -> None:
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self._popen = subprocess.Popen(
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        self._popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
             [sys.executable, "-m", "pear_ray.tasks.reward_worker", verifier, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
             start_new_session=True,  # a Ctrl-C at the terminal is the parent's to handle
         )
-        self.stdout = self._popen.stdout
+        if self._popen.stdin is None or self._popen.stdout is None:
+            raise RuntimeError("Popen made no pipes, which it was asked for")
+        self._stdin, self.stdout = self._popen.stdin, self._popen.stdout
         self.in_flight: deque[int] = deque()
         self.ready, self.dead, self.fatal = False, False, ""
         self.since = time.monotonic()
@@ -174,8 +178,8 @@ class _Process:
             problem, text = pairs[index]
             chunk.append((problem.problem_id, problem.task, problem.question, problem.entry, text))
         try:
-            self._popen.stdin.write(json.dumps(chunk).encode() + b"\n")
-            self._popen.stdin.flush()
+            self._stdin.write(json.dumps(chunk).encode() + b"\n")
+            self._stdin.flush()
         except BrokenPipeError:
             self.dead = True
             return False
@@ -211,10 +215,8 @@ class _Process:
 
     def kill(self) -> None:
         """Kills the process with whatever it started, and frees the pipes."""
-        try:
+        with contextlib.suppress(ProcessLookupError):  # already gone and waited for
             os.killpg(self._popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # already gone and waited for
         self._popen.wait()
         self._close_pipes()
 
@@ -228,7 +230,5 @@ class _Process:
 
     def _close_pipes(self) -> None:
         self.stdout.close()
-        try:
-            self._popen.stdin.close()
-        except BrokenPipeError:
-            pass  # unsent bytes of a chunk that nobody will read
+        with contextlib.suppress(BrokenPipeError):  # unsent bytes that nobody will read
+            self._stdin.close()

@@ -50,7 +50,7 @@ def _reward_of(verifier: Verifier, problem: Problem, completion_text: str) -> Re
     # The process boundary: what a verifier raises becomes an ERRORED reward, never a zero.
     try:
         reward = verifier(problem, completion_text)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a verifier raises
         return Reward(RewardStatus.ERRORED, 0.0, f"{type(error).__name__}: {error}")
     if not isinstance(reward, Reward) or not math.isfinite(reward.value):
         detail = f"the verifier returned {reward!r}; it must return a Reward with a finite value"

@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it: through, skipped, killed and resumed. Real engines throughout."""
+"""The whole pipeline as a user runs it: through, skipped, killed and resumed, on real engines."""
 
 import json
 import os
@@ -21,7 +21,11 @@ RUN_TIMEOUT_S = 500
 GAME = "{name: chain_sum, params: {min_terms: 3, max_terms: 5, min_digits: 1, max_digits: 1}}"
 RUN_FILE = f"""
 name: small
-models: {{policy: "embedded:student", behavior: "embedded:teacher", dtype: float32, max_model_len: 160}}
+models:
+  policy: embedded:student
+  behavior: embedded:teacher
+  dtype: float32
+  max_model_len: 160
 corpus:
   kind: sampled
   problems: {{games: [{GAME}], size: 48, seed: 1}}
@@ -47,12 +51,21 @@ evaluate:
 
 
 def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "pear_ray", "run", str(folder / "small.yaml"), f"output_dir={folder}"]
+    return [
+        sys.executable,
+        "-m",
+        "pear_ray",
+        "run",
+        str(folder / "small.yaml"),
+        f"output_dir={folder}",
+    ]
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
     log = (folder / f"driver-{time.time_ns()}.log").open("w", encoding="utf-8")
-    return subprocess.Popen(command(folder), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command(folder), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def run_to_end(folder: Path) -> float:
@@ -154,9 +167,9 @@ def wait_for_step(folder: Path, driver: Any, *, stage: str, step: int) -> None:
     deadline = time.monotonic() + RUN_TIMEOUT_S
     while time.monotonic() < deadline:
         assert driver.poll() is None, newest_log(folder)
-        if (folder / "small" / "metrics.jsonl").exists():
-            if any(record.step >= step for record in metrics(folder, stage)):
-                return
+        started = (folder / "small" / "metrics.jsonl").exists()
+        if started and any(record.step >= step for record in metrics(folder, stage)):
+            return
         time.sleep(0.2)
     raise AssertionError(f"{stage} did not reach step {step}")
 

@@ -82,9 +82,7 @@ def test_published_weights_are_the_engines(engine: Any, policy: Any) -> None:
     engine.weight_sender(policy).publish_weights()
     batch = canary.canary_batch(policy.causal_lm.config.vocab_size, device=torch.device("cpu"))
     assert canary.canary_gap(engine, policy, batch) < 1e-5
-    moved = max(
-        np.abs(a - b).max() for a, b in zip(before, engine.score(PROMPTS), strict=True)
-    )
+    moved = max(np.abs(a - b).max() for a, b in zip(before, engine.score(PROMPTS), strict=True))
     assert moved > 0.1  # the perturbation was worth noticing
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+
 from pear_ray.artifacts.tables import CORPUS, SCORED, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.scoring import ScoringJob, score_corpus
@@ -55,7 +56,7 @@ def corpus_rows() -> list[dict]:
 
 
 def test_scores_resume_and_equal_transformers(local_ray: None, tmp_path: Path) -> None:
-    """First a third of the corpus, as if killed then; the rest later: each row scored once, rightly."""
+    """A third of the corpus, as if killed then, and the rest later: each row scored once."""
     rows = corpus_rows()
     output = tmp_path / "scored"
 

@@ -135,9 +135,7 @@ def test_the_update_raises_what_was_rewarded(grpo: Any) -> None:
     from pear_ray.engines.batches import collate
 
     groups = grpo._reward(grpo._sample(0, grpo._my_problems(0)))
-    batch = collate(
-        grpo._rows(groups), pad_id=grpo.chat.pad_id, names=ALIGNED, device=grpo.device
-    )
+    batch = collate(grpo._rows(groups), pad_id=grpo.chat.pad_id, names=ALIGNED, device=grpo.device)
 
     def objective() -> float:
         with torch.no_grad():
@@ -160,7 +158,7 @@ def test_a_resumed_step_samples_the_same(grpo: Any) -> None:
 def test_a_planted_stale_weight_fails_the_same_step(
     grpo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tied embedding left stale in the engine: the step that made it so is the one that fails."""
+    """The tied embedding left stale in the engine: the step that made it so fails."""
     monkeypatch.setattr(transfer, "repack_tied_head", lambda model: None)
     with pytest.raises(WeightSyncError, match="step 1, rank 0"):
         grpo.step(0)

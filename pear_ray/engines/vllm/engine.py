@@ -1,4 +1,4 @@
-"""One in-process vLLM engine: samples completions, gives log-probs of given ids, takes new weights."""
+"""One in-process vLLM engine: samples completions, scores given ids, takes new weights."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput
 
 from pear_ray.engines.policy import Policy
 from pear_ray.engines.vllm import weights
@@ -13,12 +14,11 @@ from pear_ray.engines.vllm.spec import EngineSpec, Sampling
 from pear_ray.errors import EngineError
 from pear_ray.records import Completion, FinishReason
 
-
 CPU_BATCHED_TOKENS = 4096  # bounds the logits of one prefill
 
 
 class VllmEngine:
-    """An engine in this process. Log-probs are those of the distribution sampled from (logits / T)."""
+    """An engine in this process; log-probs are of the distribution sampled from (logits / T)."""
 
     def __init__(self, spec: EngineSpec, *, takes_weights: bool = False) -> None:
         self.spec = spec
@@ -30,7 +30,8 @@ class VllmEngine:
                 # Scoring asks for one token more than it is given, and throws it away.
                 max_model_len=spec.max_model_len + 1,
                 max_num_seqs=spec.max_num_seqs,
-                enable_prefix_caching=takes_weights,  # rollouts share prompts; scoring must not cache
+                # Rollouts share prompts; scoring must not cache.
+                enable_prefix_caching=takes_weights,
                 logprobs_mode="processed_logprobs",
                 weight_transfer_config=transfer,
                 disable_log_stats=True,
@@ -51,7 +52,8 @@ class VllmEngine:
 
         Args:
             prompts: Token ids per prompt.
-            sampling: One per prompt. A seed makes the samples independent of what else is in the batch.
+            sampling: One per prompt. A seed makes the samples independent of what else is in the
+                batch.
         """
         params = [
             SamplingParams(
@@ -72,7 +74,8 @@ class VllmEngine:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Natural-log probability of each id given those before it, float32 [seq] per sequence.
 
-        The first entry is 0: nothing precedes it. Ids must be inside the vocabulary and sequences no
+        The first entry is 0: nothing precedes it. Ids must be inside the vocabulary and sequences
+        no
         longer than `max_model_len`; callers check, because one bad row makes vLLM refuse the batch.
 
         Raises:
@@ -92,7 +95,7 @@ class VllmEngine:
         """The channel from `policy` (plain or FSDP2-sharded) into this engine."""
         return weights.WeightSender(self.llm, policy)
 
-    def _completion(self, sample: object) -> Completion:
+    def _completion(self, sample: CompletionOutput) -> Completion:
         token_ids = list(sample.token_ids)
         return Completion(
             token_ids=token_ids,
@@ -107,7 +110,8 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
         return {"gpu_memory_utilization": spec.gpu_memory_fraction}
     return {
         "enforce_eager": True,
-        # A seeded request whose prompt is cut over two batches fails on CPU in vLLM 0.32 (it rewinds
+        # A seeded request whose prompt is cut over two batches fails on CPU in vLLM 0.32 (it
+        # rewinds
         # the generator, which only CUDA's can do): whole prompts only.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_model_len + 1),
@@ -135,7 +139,7 @@ def _prompt_logprobs(flat: FlatLogprobs, ids: Sequence[int]) -> np.ndarray:
 
 
 def _chosen_prompt(flat: FlatLogprobs, ids: list[int]) -> list[float]:
-    """Log-probs of ids 1..n-1. vLLM lists the prompt's own id first at every position but the first."""
+    """Log-probs of ids 1..n-1; vLLM lists the prompt's own id first at each such position."""
     if flat.token_ids == ids[1:]:
         return list(flat.logprobs)
     starts = flat.start_indices[1:] if len(flat.start_indices) == len(ids) else flat.start_indices

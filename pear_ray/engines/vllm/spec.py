@@ -30,7 +30,8 @@ class EngineSpec:
 class Sampling:
     """How completions are sampled: always from the full softmax of logits / temperature.
 
-    Top-p and top-k are left out on purpose: they would sample from another distribution than the one
+    Top-p and top-k are left out on purpose: they would sample from another distribution than the
+    one
     whose log-probs the trainer computes.
     """
 

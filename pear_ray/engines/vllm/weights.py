@@ -1,6 +1,7 @@
 """Weights from a trainer into the engine of the same process, through vLLM's weight-transfer API.
 
-The backends that ship with vLLM send between processes (NCCL, CUDA IPC). Colocated, trainer and engine
+The backends that ship with vLLM send between processes (NCCL, CUDA IPC). Colocated, trainer and
+engine
 share a process, so tensors are handed over as they are, on CPU and CUDA alike.
 """
 
@@ -190,7 +191,8 @@ class _LocalClient:
         self.llm.finish_weight_update(weight_version)
         if not self.llm.reset_prefix_cache():
             raise WeightSyncError(
-                "the prefix cache could not be emptied after a weight sync, so it would answer from "
+                "the prefix cache could not be emptied after a weight sync, so it would answer "
+                "from "
                 "old weights; sync only between generate calls"
             )
 
@@ -200,7 +202,10 @@ class WeightSender:
 
     def __init__(self, llm: LLM, policy: Policy) -> None:
         self._sender = WeightTransferTrainerFactory.trainer_init(
-            InProcessTrainerInit(rank=0), client=_LocalClient(llm), source=PolicySource(policy)
+            # Every rank feeds its own engine, so each is rank 0 of a transfer of its own.
+            InProcessTrainerInit(rank=0),  # pyrefly: ignore[unexpected-keyword] - vLLM is untyped
+            client=_LocalClient(llm),
+            source=PolicySource(policy),
         )
 
     def publish_weights(self) -> None:

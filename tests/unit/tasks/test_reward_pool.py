@@ -74,7 +74,8 @@ def test_a_hanging_verifier_is_killed_at_its_deadline(pool: RewardPool) -> None:
 def test_a_verifier_may_print_and_must_return_a_reward(pool: RewardPool) -> None:
     printed, returned = ask(pool, "print", "none")
     assert printed == ("ok", 5.0, "")
-    assert returned[0] == "errored" and "must return a Reward" in returned[2]
+    assert returned[0] == "errored"
+    assert "must return a Reward" in returned[2]
 
 
 def test_a_process_killed_while_idle_blames_no_item(pool: RewardPool) -> None:

@@ -1,0 +1,45 @@
+"""What every benchmark writes: results/NAME.json, a list of figures with how they came about."""
+
+import datetime
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pear_ray.artifacts.run_dir import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured number. `ratio` is against `reference`, measured in the same run."""
+
+    name: str
+    value: float
+    unit: str
+    reference: str | None = None
+    ratio: float | None = None
+    goal: str | None = None
+    holds: bool | None = None
+
+
+def write_figures(name: str, figures: list[Figure]) -> None:
+    """Write `results/NAME.json` and print the figures."""
+    context = {
+        "command": f"python benchmarks/{Path(sys.argv[0]).name}",
+        "versions": versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    rows = [asdict(figure) | context for figure in figures]
+    text = json.dumps(rows, indent=2) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    for figure in figures:
+        verdict = {None: "", True: " (holds)", False: " (missed)"}[figure.holds]
+        ratio = f", {figure.ratio:.3g}x against {figure.reference}" if figure.ratio else ""
+        goal = f"; goal: {figure.goal}{verdict}" if figure.goal else ""
+        print(f"{figure.name}: {figure.value:.4g} {figure.unit}{ratio}{goal}")

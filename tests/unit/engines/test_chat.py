@@ -1,0 +1,114 @@
+"""One tokenisation gives ids and mask; the mask covers what the model would have sampled."""
+
+from pathlib import Path
+
+import pytest
+
+from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.errors import InputError
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def trained_text(chat: ChatTokenizer, messages: list[dict[str, str]]) -> str:
+    ids, mask = chat.example(messages)
+    assert len(ids) == len(mask)
+    return chat.tokenizer.decode([i for i, keep in zip(ids, mask, strict=True) if keep])
+
+
+def test_the_whole_text_is_there_once(chat: ChatTokenizer) -> None:
+    ids, _ = chat.example([user("1 + 2 ="), assistant("3")])
+    assert chat.tokenizer.decode(ids) == "<|user|>1 + 2 =<|end|><|assistant|>3<|end|>"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "3",
+        "1 + 2 = 3",
+        " = 3",
+        "<answer>3</answer>",
+        "3\n",
+        "Grüße 日本 🙂",
+        "<|assistant|>",
+        "x" * 90,
+    ],
+)
+def test_the_mask_covers_answer_and_end_token(chat: ChatTokenizer, answer: str) -> None:
+    assert trained_text(chat, [user("1 + 2 ="), assistant(answer)]) == f"{answer}<|end|>"
+
+
+def test_the_mask_covers_every_assistant_turn(chat: ChatTokenizer) -> None:
+    messages = [
+        {"role": "system", "content": "s"},
+        user("a"),
+        assistant("bb"),
+        user("bb"),
+        assistant("cc"),
+    ]
+    ids, mask = chat.example(messages)
+    assert trained_text(chat, messages) == "bb<|end|>cc<|end|>"
+    assert sum(mask) == 6
+    assert ids[-1] == chat.eos_id
+    assert mask[-1]
+
+
+def test_a_chat_that_ends_with_the_user_trains_only_the_answer(chat: ChatTokenizer) -> None:
+    assert trained_text(chat, [user("a"), assistant("b"), user("c")]) == "b<|end|>"
+
+
+def test_a_chat_that_begins_with_the_assistant_is_refused(chat: ChatTokenizer) -> None:
+    with pytest.raises(ValueError, match="a chat begins with a user or system turn"):
+        chat.example([assistant("hello"), user("c")])
+
+
+@pytest.mark.parametrize("question", ["1 + 2 =", "", "Spell this: 🙂", "ends with space "])
+def test_prompt_ids_are_a_prefix_of_the_example(chat: ChatTokenizer, question: str) -> None:
+    prompt = chat.prompt_ids(question)
+    ids, mask = chat.example([user(question), assistant("7")])
+    assert ids[: len(prompt)] == prompt
+    assert mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+
+
+def with_template(folder: Path, template: str) -> ChatTokenizer:
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return ChatTokenizer(folder)
+
+
+def test_what_follows_the_end_token_does_not_train(folder: Path) -> None:
+    """ChatML writes a newline after the end token, which is never sampled."""
+    chat = with_template(
+        folder,
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    )
+    assert trained_text(chat, [user("a"), assistant("b"), user("c")]) == "b<|end|>"
+
+
+def test_a_template_that_rewrites_turns_is_refused(folder: Path) -> None:
+    chat = with_template(
+        folder,
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}",
+    )
+    with pytest.raises(ValueError, match=r"rewrites earlier turns \(turn 1\)"):
+        chat.example([user("a"), assistant("b")])
+
+
+def test_a_template_that_refuses_a_chat_says_so(folder: Path) -> None:
+    chat = with_template(folder, "{{ raise_exception('system turns are not supported') }}")
+    with pytest.raises(ValueError, match="system turns are not supported"):
+        chat.example([user("a"), assistant("b")])
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(folder: Path) -> None:
+    config = folder / "tokenizer_config.json"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace('"eos_token"', '"other_token"'), encoding="utf-8")
+    with pytest.raises(InputError, match="no end token; set eos_token"):
+        ChatTokenizer(folder)

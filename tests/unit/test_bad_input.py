@@ -1,0 +1,209 @@
+"""Bad input is one clear error before anything starts: exit code 2, and nothing left behind."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pear_ray import cli
+from pear_ray.embedded.paths import embedded_path
+
+GOOD_ROW = json.dumps({"prompt": "1 + 2 =", "completion": "3"})
+RUN = """\
+name: bad
+models: {policy: embedded:student, behavior: embedded:teacher, dtype: float32, max_model_len: 96}
+corpus: {kind: jsonl, path: corpus.jsonl}
+sft: {optimizer: {learning_rate: 1e-3}}
+rl:
+  problems: {games: [{name: chain_sum}], size: 4}
+  optimizer: {learning_rate: 1e-4}
+  num_steps: 1
+  max_tokens: 16
+evaluate: {problems: {games: [{name: chain_sum}], size: 4, seed: 1}, max_tokens: 16}
+cluster: {num_trainers: 1, num_samplers: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with a run that could start, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "TRANSFORMERS_VERBOSITY",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "TOKENIZERS_PARALLELISM",
+    ):
+        monkeypatch.setenv(name, "false" if name.startswith("TOK") else "1")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    (tmp_path / "run.yaml").write_text(RUN, encoding="utf-8")
+    (tmp_path / "corpus.jsonl").write_text(GOOD_ROW + "\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line; the one error it must end with."""
+
+    def run(*overrides: str, command: str = "run", run_file: str = "run.yaml") -> str:
+        assert cli.main([command, run_file, *overrides]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+        assert not Path("outputs/bad").exists()
+        return captured.err
+
+    return run
+
+
+def model(name: str) -> Path:
+    return Path(shutil.copytree(embedded_path(name), name))
+
+
+def test_the_run_itself_could_start(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that every refusal below is of what its test spoils."""
+    assert cli.main(["run", "run.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("  make\n") == 6
+    assert not Path("outputs").exists()
+
+
+def test_unknown_key(refused: Callable[..., str]) -> None:
+    message = refused("sft.num_epoch=2")
+    assert message.startswith("ConfigError: run.yaml: 1 problem")
+    assert "sft.num_epoch: unknown key; did you mean 'num_epochs'? (got 2)" in message
+
+
+def test_wrong_type(refused: Callable[..., str]) -> None:
+    message = refused("sft.num_epochs=two")
+    assert "sft.num_epochs: Input should be a valid integer (got 'two')" in message
+
+
+def test_missing_run_file(refused: Callable[..., str]) -> None:
+    message = refused(run_file="absent.yaml")
+    assert "absent.yaml: cannot read the run file (No such file or directory)" in message
+    assert "jobs/runs/" in message
+
+
+def test_missing_corpus_file(refused: Callable[..., str]) -> None:
+    message = refused("corpus.path=absent.jsonl")
+    assert message == "InputError: corpus.path=absent.jsonl: no such file; give a JSONL file\n"
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_corpus_file(here: Path, refused: Callable[..., str], text: str) -> None:
+    (here / "corpus.jsonl").write_text(text, encoding="utf-8")
+    message = refused()
+    assert "corpus.jsonl" in message
+    assert "empty; it needs at least one row" in message
+
+
+@pytest.mark.parametrize("command", ["run", "collect"])
+def test_a_row_with_no_trainable_token(
+    here: Path, refused: Callable[..., str], command: str
+) -> None:
+    bad = json.dumps({"messages": [{"role": "user", "content": "hello?"}]})
+    (here / "corpus.jsonl").write_text(f"{GOOD_ROW}\n{bad}\n", encoding="utf-8")
+    message = refused(command=command)
+    assert "corpus.jsonl: 1 unusable rows; mend or remove them" in message
+    assert "  line 2: messages: no trainable token: no assistant turn has any text" in message
+
+
+def test_a_row_longer_than_the_model(here: Path, refused: Callable[..., str]) -> None:
+    long = json.dumps({"prompt": "a" * 100, "completion": "b"})
+    (here / "corpus.jsonl").write_text(f"{GOOD_ROW}\n{long}\n", encoding="utf-8")
+    message = refused()
+    assert "  line 2: 105 tokens, more than models.max_model_len=96" in message
+
+
+def test_a_prompt_longer_than_the_model(refused: Callable[..., str]) -> None:
+    message = refused(
+        "rl.problems.games=[{name: chain_sum, params: {min_terms: 40, max_terms: 40}}]"
+    )
+    assert "rl.problems: problem chain_sum/" in message
+    assert "with rl.max_tokens=16 that is more than models.max_model_len=96" in message
+
+
+def test_sequences_longer_than_the_model_was_made_for(refused: Callable[..., str]) -> None:
+    message = refused("models.max_model_len=512")
+    assert "models.max_model_len=512 is more than the 256 positions" in message
+
+
+def test_a_model_folder_without_tokenizer(refused: Callable[..., str]) -> None:
+    (model("student") / "tokenizer.json").unlink()
+    message = refused("models.policy=./student")
+    assert message.startswith("InputError: models.policy: ")
+    assert "no tokenizer" in message
+    assert "save the model's tokenizer into the same folder" in message
+
+
+def test_a_model_folder_with_pickled_weights_only(refused: Callable[..., str]) -> None:
+    weights = model("teacher") / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    message = refused("models.behavior=./teacher")
+    assert message.startswith("InputError: models.behavior: ")
+    assert "only pickled weights (pytorch_model.bin)" in message
+    assert "safe_serialization=True" in message
+
+
+def test_a_model_folder_with_a_broken_config(refused: Callable[..., str]) -> None:
+    (model("student") / "config.json").write_text("{", encoding="utf-8")
+    assert "config.json: not valid JSON" in refused("models.policy=./student")
+
+
+def test_an_unknown_embedded_model_names_its_key(refused: Callable[..., str]) -> None:
+    message = refused("models.behavior=embedded:techer")
+    assert message.startswith("ConfigError: models.behavior: no embedded model is called `techer`")
+
+
+def test_models_with_different_vocabularies(refused: Callable[..., str]) -> None:
+    file = model("teacher") / "tokenizer.json"
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    vocab = tree["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    assert "have different vocabularies" in refused("models.behavior=./teacher")
+
+
+def test_more_devices_than_there_are(refused: Callable[..., str]) -> None:
+    message = refused("cluster.num_samplers=100000")
+    assert message.startswith("CapacityError: asked for 100000 CPU, the cluster has ")
+    assert "lower cluster.num_trainers=1, cluster.num_samplers=100000" in message
+
+
+def test_unknown_game(refused: Callable[..., str]) -> None:
+    assert "chain_some" in refused("evaluate.problems.games=[{name: chain_some}]")
+
+
+def test_a_stage_whose_inputs_are_missing(refused: Callable[..., str]) -> None:
+    message = refused(command="score")
+    assert "stage 'collect', which 'score' builds on, is missing" in message
+    assert "run `pear collect RUN.yaml` first" in message
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_an_output_folder_of_another_run(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    folder = Path("outputs/bad")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"name": "good"}', encoding="utf-8")
+    assert cli.main(["run", "run.yaml", *flags]) == 2
+    message = capsys.readouterr().err
+    assert "belongs to run 'good', not 'bad'; choose another name or output_dir" in message
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+def test_an_output_folder_that_is_not_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("outputs/bad")
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("mine", encoding="utf-8")
+    assert cli.main(["run", "run.yaml"]) == 2
+    assert "holds files but no run.json" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_an_object_store(refused: Callable[..., str]) -> None:
+    assert "output_dir='s3://bucket'" in refused("output_dir=s3://bucket")

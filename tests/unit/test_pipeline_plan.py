@@ -1,0 +1,119 @@
+"""A stage is made again when, and only when, what it is made of has changed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pear_ray import pipeline
+from pear_ray.artifacts import manifest
+from pear_ray.config.run import RunConfig, validate_run
+from pear_ray.preflight import Models
+
+STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
+GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
+MODELS = Models(Path("p"), Path("b"), "policy-1", "behavior-1")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"prompt": "1 + 2 =", "completion": "3"}\n', encoding="utf-8")
+    return path
+
+
+def run_config(corpus: Path, **changes: Any) -> RunConfig:
+    tree: dict[str, Any] = {
+        "name": "t",
+        "models": {"policy": "p", "behavior": "b", "max_model_len": 64},
+        "corpus": {"kind": "jsonl", "path": str(corpus)},
+        "sft": {"optimizer": {"learning_rate": 1e-3}},
+        "rl": {"problems": GAMES, "optimizer": {"learning_rate": 1e-4}, "num_steps": 1},
+        "evaluate": {"problems": GAMES},
+    }
+    for dotted, value in changes.items():
+        node = tree
+        *parents, leaf = dotted.split("__")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return validate_run(tree, origin="test")
+
+
+def changed(corpus: Path, *, models: Models = MODELS, **changes: Any) -> list[str]:
+    before = pipeline.fingerprints(run_config(corpus), MODELS)
+    after = pipeline.fingerprints(run_config(corpus, **changes), models)
+    assert tuple(before) == STAGES
+    return [stage for stage in STAGES if before[stage] != after[stage]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"models__dtype": "float32"}, "collect"),
+        ({"models__max_model_len": 32}, "collect"),
+        ({"score__rows_per_block": 8}, "score"),
+        ({"sft__num_epochs": 2}, "sft"),
+        ({"sft__optimizer": {"learning_rate": 2e-3}}, "sft"),
+        ({"sft__weights": {"kind": "uniform"}}, "sft"),
+        ({"cluster__num_trainers": 1}, "sft"),
+        ({"seed": 1}, "sft"),
+        ({"rl__group_size": 4}, "rl"),
+        ({"rl__optimizer": {"learning_rate": 2e-4}}, "rl"),
+        ({"evaluate__temperature": 0.5}, "evaluate"),
+        ({"name": "u"}, "report"),
+    ],
+)
+def test_a_change_reaches_its_stage_and_all_after_it(
+    corpus: Path, changes: dict[str, Any], first: str
+) -> None:
+    assert changed(corpus, **changes) == list(STAGES[STAGES.index(first) :])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"telemetry__trackers": ["tensorboard"]},
+        {"telemetry__project": "other"},
+        {"cluster__address": "auto"},
+        {"cluster__num_samplers": 4},
+        {"cluster__wait_for_devices_s": 5.0},
+        {"output_dir": "elsewhere"},
+    ],
+)
+def test_what_changes_no_number_changes_nothing(corpus: Path, changes: dict[str, Any]) -> None:
+    assert changed(corpus, **changes) == []
+
+
+def test_the_corpus_files_contents_count_and_its_place_does_not(
+    corpus: Path, tmp_path: Path
+) -> None:
+    before = pipeline.fingerprints(run_config(corpus), MODELS)
+    moved = corpus.rename(tmp_path / "moved.jsonl")
+    assert pipeline.fingerprints(run_config(moved), MODELS) == before
+    moved.write_text('{"prompt": "1 + 2 =", "completion": "4"}\n', encoding="utf-8")
+    after = pipeline.fingerprints(run_config(moved), MODELS)
+    assert [stage for stage in STAGES if before[stage] == after[stage]] == []
+
+
+def test_models_count_where_they_are_used(corpus: Path) -> None:
+    other = Models(Path("p"), Path("b"), "policy-2", "behavior-1")
+    assert changed(corpus, models=other) == list(STAGES)
+    other = Models(Path("p"), Path("b"), "policy-1", "behavior-2")
+    assert changed(corpus, models=other) == list(STAGES[1:])  # a file's rows need no behavior model
+
+
+def test_the_plan_passes_over_what_is_complete_and_current(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus)
+    identities = pipeline.fingerprints(config, MODELS)
+    for stage, identity in (("collect", identities["collect"]), ("score", "another")):
+        manifest.begin(tmp_path / "run" / stage, identity)
+        manifest.complete(tmp_path / "run" / stage, counts={})
+    manifest.begin(tmp_path / "run" / "sft", identities["sft"])  # begun, never completed
+    plan = pipeline.plan(config, tmp_path / "run", MODELS)
+    assert [(stage.name, stage.is_current) for stage in plan] == [
+        (name, name == "collect") for name in STAGES
+    ]
+    made = json.loads((tmp_path / "run" / "collect" / "manifest.json").read_text(encoding="utf-8"))
+    assert made["fingerprint"] == plan[0].fingerprint
