@@ -1,6 +1,6 @@
 """What every benchmark writes: results/NAME.json, a list of figures with how they came about."""
 
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -32,7 +32,7 @@ def write_figures(name: str, figures: list[Figure]) -> None:
         "command": f"python benchmarks/{Path(sys.argv[0]).name}",
         "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)
     rows = [asdict(figure) | context for figure in figures]

@@ -29,7 +29,7 @@ def main() -> None:
     def vectorised() -> torch.Tensor:
         return pear_token_weights(policy, behavior, sequence_ids, loss_mask, gamma=GAMMA).weights
 
-    assert torch.allclose(vectorised(), looped(policy, behavior), rtol=1e-4)
+    torch.testing.assert_close(vectorised(), looped(policy, behavior), rtol=1e-4, atol=0.0)
     ours = milliseconds(vectorised, repeats=200)
     loop = milliseconds(lambda: looped(policy, behavior), repeats=3)
     write_figures(

@@ -40,6 +40,6 @@ class RlConfig(Section):
     """Optimizer steps between checkpoints."""
     max_sync_gap: Annotated[float, Field(gt=0)] | None = None
     """Largest mean canary log-prob gap between engine and trainer after a weight sync, in nats;
-    above it the step fails. None: 1e-4 in float32, 2e-2 in bfloat16."""
+    above it the step fails. None: 1e-4 in float32, 0.3 in bfloat16."""
     mismatch_alert: Annotated[float, Field(gt=0)] = 0.01
     """Mean absolute log-prob gap over a step's rollouts above which a warning is logged."""
