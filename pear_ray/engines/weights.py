@@ -16,8 +16,8 @@ CANARY_STRIDE = 7919  # a prime: the ids spread over any vocabulary
 MAX_GAP = {
     # Trainer and engine in float32 agree to about 1e-6; one optimizer step moves log-probs by more.
     "float32": 1e-4,
-    # bfloat16 rounds differently in the two: on these unlikely ids SmolLM2-135M's mean gap was 0.09
-    # to 0.17 on CPU. This catches a head or an embedding left behind, not a small step's difference.
+    # bfloat16 rounds differently in the two: on these unlikely ids SmolLM2-135M's mean gap was
+    # 0.09 to 0.17 on CPU. This catches a head or an embedding left behind, not one small step.
     "bfloat16": 0.3,
 }
 

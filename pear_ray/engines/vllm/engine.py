@@ -33,8 +33,8 @@ class VllmEngine:
                 # Rollouts share prompts; scoring must not cache.
                 enable_prefix_caching=takes_weights,
                 logprobs_mode="processed_logprobs",
-                # A bfloat16 head rounds logits of 16 and more to steps of 0.125 nats, beyond PEAR's low
-                # clip; the trainer computes them in float32, and so must the engine where it can.
+                # A bfloat16 head rounds logits of 16 and more to steps of 0.125 nats, beyond PEAR's
+                # low clip; the trainer computes them in float32, and so must the engine.
                 hf_overrides={"head_dtype": "float32"},
                 weight_transfer_config=transfer,
                 disable_log_stats=True,
