@@ -1,0 +1,39 @@
+"""Every stage has its entry script for `ray job submit`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pear_ray.cli import STAGES
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_there_is_one_for_each_command() -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == {"run", *STAGES}
+
+
+@pytest.mark.parametrize("name", ["run", *STAGES])
+def test_it_is_that_command(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, f"jobs/{name}.py", "missing.yaml"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "missing.yaml: cannot read the run file" in done.stderr
+    shown = subprocess.run(
+        [sys.executable, f"jobs/{name}.py", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"pear {name} " in shown.stdout
