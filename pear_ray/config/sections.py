@@ -17,8 +17,8 @@ class ModelsConfig(Section):
     """The model whose distribution the corpus comes from: a folder, a hub name, or
     `embedded:teacher`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Computation dtype of the vLLM engines, and of training on CUDA. Weights in training are kept in
-    float32, and on CPU training computes in it as well."""
+    """Computation dtype of the vLLM engines, and of training on CUDA. Weights in training are kept
+    in float32, and on CPU training computes in it as well."""
     max_model_len: Annotated[int, Field(gt=1)] = 2048
     """Longest prompt plus completion, in tokens."""
 
