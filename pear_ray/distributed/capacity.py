@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.engines.environment import engine_environment
+from pear_ray.engines.vllm.spec import EngineSpec
 from pear_ray.errors import CapacityError
 
 
@@ -18,6 +20,18 @@ def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
 def num_threads(cluster: ClusterConfig) -> int:
     """Compute threads of one worker."""
     return max(1, int(cluster.cpus_per_worker))
+
+
+def engine_spec(config: RunConfig, model: Path, *, seed: int = 0) -> EngineSpec:
+    """The run's engine on the weights in `model`."""
+    return EngineSpec(
+        model=str(model),
+        dtype=config.models.dtype,
+        max_model_len=config.models.max_model_len,
+        device=config.cluster.device,
+        gpu_memory_fraction=config.cluster.gpu_memory_fraction,
+        seed=seed,
+    )
 
 
 def worker_environment(cluster: ClusterConfig) -> dict[str, str]:

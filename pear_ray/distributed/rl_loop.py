@@ -13,6 +13,7 @@ from pear_ray.algorithms import advantages, mismatch, weight_health
 from pear_ray.algorithms.packing import length_sorted_microbatches
 from pear_ray.algorithms.policy_losses import clipped_surrogate
 from pear_ray.algorithms.reduce import loss_numerator
+from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import Laps, commit, export, restore, start_worker
 from pear_ray.engines import weights
@@ -21,7 +22,7 @@ from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.policy import load_policy, shard
 from pear_ray.engines.trainer import StepResult, Trainer, gather_over_ranks
 from pear_ray.engines.vllm.engine import VllmEngine
-from pear_ray.engines.vllm.spec import EngineSpec, Sampling
+from pear_ray.engines.vllm.spec import Sampling
 from pear_ray.errors import RewardError
 from pear_ray.records import (
     Completion,
@@ -69,14 +70,7 @@ class GrpoWorker:
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
         self.engine = VllmEngine(
-            EngineSpec(
-                model=str(job.model),
-                dtype=run.models.dtype,
-                max_model_len=run.models.max_model_len,
-                device=run.cluster.device,
-                gpu_memory_fraction=run.cluster.gpu_memory_fraction,
-                seed=self.seed,
-            ),
+            engine_spec(run, job.model, seed=self.seed),
             takes_weights=True,
         )
         policy = shard(load_policy(job.model), device=run.cluster.device, dtype=run.models.dtype)

@@ -18,9 +18,13 @@ from ray.data import ActorPoolStrategy, SaveMode
 
 from pear_ray.artifacts.tables import SCORED
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.distributed.capacity import (
+    engine_spec,
+    num_threads,
+    worker_environment,
+    worker_resources,
+)
 from pear_ray.distributed.samplers import engine_errors
-from pear_ray.engines.vllm.spec import EngineSpec
 from pear_ray.errors import EngineError
 
 REPORT_S = 1.0
@@ -47,16 +51,7 @@ class BehaviorScorer:
         from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
 
         torch.set_num_threads(num_threads(job.config.cluster))
-        models, cluster = job.config.models, job.config.cluster
-        self._engine = VllmEngine(
-            EngineSpec(
-                model=str(job.model),
-                dtype=models.dtype,
-                max_model_len=models.max_model_len,
-                device=cluster.device,
-                gpu_memory_fraction=cluster.gpu_memory_fraction,
-            )
-        )
+        self._engine = VllmEngine(engine_spec(job.config, job.model))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The rows with `behavior_logprobs`, 0 outside the loss mask.

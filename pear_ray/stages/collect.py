@@ -8,12 +8,13 @@ from pear_ray.artifacts import manifest
 from pear_ray.artifacts.tables import CORPUS, write_rows
 from pear_ray.config.corpus import JsonlCorpus, SampledCorpus
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.samplers import SamplerPool
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.corpus_file import read_corpus_file
 from pear_ray.engines.model_files import resolve_model
-from pear_ray.engines.vllm.spec import EngineSpec, Sampling
+from pear_ray.engines.vllm.spec import Sampling
 from pear_ray.errors import InputError, RewardError
 from pear_ray.records import Completion, FinishReason, Problem, Reward, RewardStatus
 from pear_ray.tasks.games import make_problems
@@ -56,13 +57,7 @@ def _sample(
     problems = make_problems(corpus.problems)
     prompts = [chat.prompt_ids(problem.question) for problem in problems]
     behavior = resolve_model(config.models.behavior)
-    spec = EngineSpec(
-        model=str(behavior),
-        dtype=config.models.dtype,
-        max_model_len=config.models.max_model_len,
-        device=config.cluster.device,
-        gpu_memory_fraction=config.cluster.gpu_memory_fraction,
-    )
+    spec = engine_spec(config, behavior)
     sampling = [
         Sampling(
             num_samples=corpus.samples_per_problem,

@@ -13,11 +13,12 @@ from pear_ray.artifacts.run_dir import write_json
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES, write_rows
 from pear_ray.config.evaluate import EvaluateConfig
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.samplers import SamplerPool
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import resolve_model
-from pear_ray.engines.vllm.spec import EngineSpec, Sampling
+from pear_ray.engines.vllm.spec import Sampling
 from pear_ray.engines.weights import MAX_GAP
 from pear_ray.errors import RewardError
 from pear_ray.records import Completion, Problem, Reward, RewardStatus
@@ -42,13 +43,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     problems = evaluation_problems(config)
     rows: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    spec = EngineSpec(
-        model=str(base),
-        dtype=config.models.dtype,
-        max_model_len=config.models.max_model_len,
-        device=config.cluster.device,
-        gpu_memory_fraction=config.cluster.gpu_memory_fraction,
-    )
+    spec = engine_spec(config, base)
     with (
         ray_session(config.cluster),
         RewardPool(evaluate.rewards) as rewards,
