@@ -62,8 +62,7 @@ def _batch_lines(config: RunConfig) -> Iterator[str]:
     prompts = rl.prompts_per_step
     yield (
         f"  rl        {prompts} prompts x {rl.group_size} = {prompts * rl.group_size} rollouts "
-        "per step "
-        f"= {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
+        f"per step = {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
         f"{prompts * rl.group_size * rl.num_steps} rollouts"
     )
     problems, samples = evaluate.problems.size, evaluate.num_samples

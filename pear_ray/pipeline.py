@@ -163,9 +163,8 @@ def _require_inputs(stages: Sequence[PlannedStage], only: str, run_dir: Path) ->
         if only != "report" and not stage.is_current:
             raise ArtifactError(
                 f"{run_dir / stage.name}: stage {stage.name!r}, which {only!r} builds on, is "
-                "missing "
-                f"or was made by another config; run `pear {stage.name} RUN.yaml` first, or "
-                "`pear run`"
+                f"missing or was made by another config; run `pear {stage.name} RUN.yaml` first, "
+                "or `pear run`"
             )
 
 

@@ -32,8 +32,7 @@ def check_models(config: RunConfig) -> Models:
 
     Raises:
         InputError: A model is missing or unusable, their vocabularies differ, or the run wants
-            longer
-            sequences than the policy was made for.
+            longer sequences than the policy was made for.
     """
     policy, behavior = (
         _resolve(key, location)
@@ -45,16 +44,14 @@ def check_models(config: RunConfig) -> Models:
     if vocabulary_fingerprint(policy) != vocabulary_fingerprint(behavior):
         raise InputError(
             f"models.policy={config.models.policy} and models.behavior={config.models.behavior} "
-            "have "
-            "different vocabularies: log-probs of one's tokens mean nothing for the other's; "
-            "choose a behavior model with the policy's tokenizer"
+            "have different vocabularies: log-probs of one's tokens mean nothing for the "
+            "other's; choose a behavior model with the policy's tokenizer"
         )
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:
         raise InputError(
             f"models.max_model_len={config.models.max_model_len} is more than the {longest} "
-            "positions "
-            f"of models.policy={config.models.policy}; lower it"
+            f"positions of models.policy={config.models.policy}; lower it"
         )
     return Models(policy, behavior, model_fingerprint(policy), model_fingerprint(behavior))
 

@@ -78,8 +78,8 @@ def require_manifest(stage_dir: Path) -> Manifest:
     manifest = read_manifest(stage_dir)
     if manifest is None:
         raise ArtifactError(
-            f"{stage_dir}: no complete artifact of stage {stage_dir.name!r}; "
-            f"run `pear {stage_dir.name} RUN.yaml` first, or `pear run` for all stages"
+            f"{stage_dir}: no complete artifact of stage {stage_dir.name!r}; run `pear "
+            f"{stage_dir.name} RUN.yaml` first, or `pear run` for all stages"
         )
     return manifest
 
@@ -94,8 +94,7 @@ def begin(stage_dir: Path, expected: str) -> bool:
     """Prepare `stage_dir` for making artifact `expected`; True when an earlier attempt goes on.
 
     Work that another config or other inputs left there is removed: nothing half-done of one
-    identity
-    can end up in an artifact of another.
+    identity can end up in an artifact of another.
     """
     unfinished = stage_dir / UNFINISHED_FILE
     if (

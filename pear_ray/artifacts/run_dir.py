@@ -63,8 +63,8 @@ def check_owner(run_dir: Path, *, name: str) -> None:
         owner = json.loads(identity.read_text(encoding="utf-8")).get("name")
         if owner != name:
             raise InputError(
-                f"{run_dir}: belongs to run {owner!r}, not {name!r}; "
-                "choose another name or output_dir, or move the folder away"
+                f"{run_dir}: belongs to run {owner!r}, not {name!r}; choose another name or "
+                "output_dir, or move the folder away"
             )
         return
     if run_dir.exists() and not run_dir.is_dir():

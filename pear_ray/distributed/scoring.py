@@ -156,8 +156,7 @@ def _masked(values: np.ndarray, row: dict[str, Any]) -> np.ndarray:
     trained = values[mask]
     if not (np.isfinite(trained).all() and (trained <= MAX_LOG_PROB).all()):
         raise EngineError(
-            f"example {row['example_id']}: the engine gave log-probs that are not finite or "
-            "above 0 "
-            f"(min {trained.min()}, max {trained.max()}); check the behavior model and its dtype"
+            f"example {row['example_id']}: the engine gave log-probs that are not finite or above "
+            f"0 (min {trained.min()}, max {trained.max()}); check the behavior model and its dtype"
         )
     return np.where(mask, values, 0.0).astype(np.float32)

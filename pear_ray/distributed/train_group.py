@@ -32,8 +32,7 @@ def run_train_group(
     """Run `loop(job)` on every worker until all return; restart the group when one dies.
 
     A group of the same `stage_dir` takes up at its last committed checkpoint, whether a worker died
-    or
-    the driver did and the stage is run again.
+    or the driver did and the stage is run again.
 
     Raises:
         PearRayError: The loop raised one of ours: the same error, from the worker.

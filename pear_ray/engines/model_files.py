@@ -20,8 +20,7 @@ def resolve_model(location: str) -> Path:
 
     Args:
         location: A folder; `embedded:student` or `embedded:teacher`; `gguf:PACKAGE` for the GGUF
-            file
-            inside an installed Python package; or a hub name.
+            file inside an installed Python package; or a hub name.
 
     Raises:
         InputError: There is no such model, or its folder cannot be used.
@@ -61,8 +60,8 @@ def check_model_folder(folder: Path) -> None:
         raise InputError(f"{folder}: no *.safetensors weights; save the model there first")
     if not names.intersection(TOKENIZER_FILES):
         raise InputError(
-            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); "
-            "save the model's tokenizer into the same folder"
+            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the model's tokenizer "
+            "into the same folder"
         )
     if "chat_template.jinja" not in names and not _template_inside(folder):
         raise InputError(

@@ -45,8 +45,7 @@ def load_policy(folder: Path) -> Policy:
     Raises:
         InputError: transformers cannot load the folder.
         EngineError: The model does something to its logits (a bias, a scale, a soft cap) that log-
-            probs
-            from hidden states would miss.
+            probs from hidden states would miss.
     """
     try:
         causal_lm = AutoModelForCausalLM.from_pretrained(
@@ -98,6 +97,5 @@ def _guard_log_probs(policy: Policy, folder: Path) -> None:
     if not gap <= MAX_GUARD_GAP:
         raise EngineError(
             f"{folder}: log-probs from hidden states differ from the model's own by {gap:.3g} "
-            "nats; "
-            "the model changes its logits after the output layer, which is not supported"
+            "nats; the model changes its logits after the output layer, which is not supported"
         )

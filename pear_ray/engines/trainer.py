@@ -33,8 +33,8 @@ class Trainer:
     """A sharded policy with AdamW and its schedule.
 
     Losses arrive as sums. Gradients of sums are added up over microbatches and ranks, and divided
-    once,
-    by the denominator of the whole step: neither microbatches nor ranks can change the result.
+    once, by the denominator of the whole step: neither microbatches nor ranks can change the
+    result.
     """
 
     def __init__(self, policy: Policy, config: OptimizerConfig, *, num_steps: int) -> None:
@@ -62,9 +62,8 @@ class Trainer:
         """
         if not denominator > 0:
             raise TrainingError(
-                f"step {self.step_count + 1}: the loss denominator is {denominator:g}, not "
-                "above 0; "
-                "look at the rows of this step: no loss token, or weights that are all zero"
+                f"step {self.step_count + 1}: the loss denominator is {denominator:g}, not above "
+                "0; look at the rows of this step: no loss token, or weights that are all zero"
             )
         # FSDP has averaged gradients over ranks; the loss is a sum over ranks over one denominator.
         scale = dist.get_world_size() / denominator

@@ -60,9 +60,8 @@ def check_gap(gap: float, *, max_gap: float, where: str) -> None:
             f"{where}: after the weight sync the engine's log-probs differ from the trainer's by "
             f"{gap:.3g} nats per token (at most {max_gap:.3g} allowed), so it does not hold the "
             "trainer's weights; nothing was sampled with them. Look for a parameter that the "
-            "engine "
-            "keeps a copy of (a tied or prepacked head), or raise rl.max_sync_gap if the dtype "
-            "is coarse"
+            "engine keeps a copy of (a tied or prepacked head), or raise rl.max_sync_gap if the "
+            "dtype is coarse"
         )
 
 

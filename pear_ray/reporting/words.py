@@ -54,13 +54,13 @@ def change_sentence(name: str, before: tuple[str, Estimate], after: tuple[str, E
     """How a metric changed between two checkpoints, and whether the intervals tell them apart."""
     (before_name, old), (after_name, new) = before, after
     numbers = (
-        f"from {estimate_words(old)} {_where(before_name)} "
-        f"to {estimate_words(new)} {_where(after_name)}"
+        f"from {estimate_words(old)} {_where(before_name)} to {estimate_words(new)} "
+        f"{_where(after_name)}"
     )
     if overlap(old, new):
         return (
-            f"{metric_words(name)} went {numbers}: the intervals overlap, "
-            "so this evaluation does not tell them apart."
+            f"{metric_words(name)} went {numbers}: the intervals overlap, so this evaluation does "
+            "not tell them apart."
         )
     verb = "rose" if new.value > old.value else "fell"
     return f"{metric_words(name)} {verb} {numbers}: the intervals do not overlap."

@@ -71,14 +71,14 @@ def check_same_rows(corpus: pa.Table, scored: pa.Table) -> None:
     """
     if len(corpus) != len(scored):
         raise ArtifactError(
-            f"the corpus has {len(corpus)} rows and {len(scored)} are scored; "
-            "remove the run's score folder and score again"
+            f"the corpus has {len(corpus)} rows and {len(scored)} are scored; remove the run's "
+            "score folder and score again"
         )
     for column in ("example_id", "source", "token_ids", "loss_mask"):
         if not corpus[column].combine_chunks().equals(scored[column].combine_chunks()):
             raise ArtifactError(
-                f"scored rows differ from the corpus in {column}; "
-                "remove the run's score folder and score again"
+                f"scored rows differ from the corpus in {column}; remove the run's score folder "
+                "and score again"
             )
     lengths = [len(ids) for ids in scored["token_ids"]]
     if lengths != [len(values) for values in scored["behavior_logprobs"]]:

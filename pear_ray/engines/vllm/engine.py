@@ -78,8 +78,8 @@ class VllmEngine:
         """Natural-log probability of each id given those before it, float32 [seq] per sequence.
 
         The first entry is 0: nothing precedes it. Ids must be inside the vocabulary and sequences
-        no
-        longer than `max_model_len`; callers check, because one bad row makes vLLM refuse the batch.
+        no longer than `max_model_len`; callers check, because one bad row makes vLLM refuse the
+        batch.
 
         Raises:
             EngineError: The engine returned another number of log-probs than ids.
@@ -114,8 +114,7 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
     return {
         "enforce_eager": True,
         # A seeded request whose prompt is cut over two batches fails on CPU in vLLM 0.32 (it
-        # rewinds
-        # the generator, which only CUDA's can do): whole prompts only.
+        # rewinds the generator, which only CUDA's can do): whole prompts only.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_model_len + 1),
     }

@@ -31,8 +31,7 @@ class Sampling:
     """How completions are sampled: always from the full softmax of logits / temperature.
 
     Top-p and top-k are left out on purpose: they would sample from another distribution than the
-    one
-    whose log-probs the trainer computes.
+    one whose log-probs the trainer computes.
     """
 
     num_samples: int

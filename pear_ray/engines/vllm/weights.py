@@ -1,8 +1,7 @@
 """Weights from a trainer into the engine of the same process, through vLLM's weight-transfer API.
 
 The backends that ship with vLLM send between processes (NCCL, CUDA IPC). Colocated, trainer and
-engine
-share a process, so tensors are handed over as they are, on CPU and CUDA alike.
+engine share a process, so tensors are handed over as they are, on CPU and CUDA alike.
 """
 
 from collections.abc import Iterator
@@ -192,8 +191,7 @@ class _LocalClient:
         if not self.llm.reset_prefix_cache():
             raise WeightSyncError(
                 "the prefix cache could not be emptied after a weight sync, so it would answer "
-                "from "
-                "old weights; sync only between generate calls"
+                "from old weights; sync only between generate calls"
             )
 
 

@@ -50,8 +50,8 @@ def test_the_verdict_begins_with_the_last_stage_and_goes_by_k():
 def test_one_checkpoint_is_compared_with_nothing():
     (sentence,) = verdict(evaluation(base={"pass_at_1": LOW}))
     assert sentence == (
-        "pass@1 is 0.200 [0.150, 0.250] for the base model; "
-        "there is no other checkpoint to compare it with."
+        "pass@1 is 0.200 [0.150, 0.250] for the base model; there is no other checkpoint to "
+        "compare it with."
     )
 
 
