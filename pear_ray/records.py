@@ -78,20 +78,3 @@ class RolloutGroup:
     """The rollouts of one problem in one step: the unit over which a baseline is taken."""
 
     rollouts: list[Rollout]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One tokenised corpus row: the ids are the only truth from here on.
-
-    Attributes:
-        example_id: Unique within the corpus.
-        source: Which behavior policy wrote it.
-        token_ids: Prompt and completion, tokenised once with the target model's tokenizer.
-        loss_mask: True where a token trains; same length as `token_ids`.
-    """
-
-    example_id: str
-    source: str
-    token_ids: list[int]
-    loss_mask: list[bool]

@@ -1,6 +1,7 @@
 """The run folder: who owns it, where each artifact lives, and the lock of the one driver."""
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -88,19 +89,31 @@ def driver_lock(run_dir: Path) -> Iterator[None]:
             gone (a killed driver) is taken over.
     """
     lock = run_dir / LOCK_FILE
-    if lock.exists():
-        held = json.loads(lock.read_text(encoding="utf-8") or "{}")
-        pid = int(held.get("pid", 0))
-        if held.get("host") == platform.node() and pid != os.getpid() and _alive(pid):
-            raise InputError(
-                f"{run_dir}: process {pid} is already driving this run; wait for it, "
-                f"or end it and start again (`pear status {run_dir}` shows where it is)"
-            )
-    write_json(lock, {"pid": os.getpid(), "host": platform.node(), "started": time.time()})
+    with _one_at_a_time(run_dir):
+        if lock.exists():
+            held = json.loads(lock.read_text(encoding="utf-8") or "{}")
+            pid = int(held.get("pid", 0))
+            if held.get("host") == platform.node() and pid != os.getpid() and _alive(pid):
+                raise InputError(
+                    f"{run_dir}: process {pid} is already driving this run; wait for it, "
+                    f"or end it and start again (`pear status {run_dir}` shows where it is)"
+                )
+        write_json(lock, {"pid": os.getpid(), "host": platform.node(), "started": time.time()})
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Only one process at a time is inside for `folder`; a killed one is out by itself."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def next_attempt(run_dir: Path) -> int:

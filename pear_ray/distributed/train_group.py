@@ -1,16 +1,24 @@
 """A Ray Train worker group around one training loop: placement, restarts, checkpoints."""
 
+import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pear_ray.config.sections import ClusterConfig
@@ -35,10 +43,28 @@ def run_train_group(
     or the driver did and the stage is run again.
 
     Raises:
-        PearRayError: The loop raised one of ours: the same error, from the worker.
+        PearRayError: The loop raised one of ours: the same error, from the worker, at once. It
+            would come again after a restart.
         TrainingError: The group failed more often than `cluster.max_failures`.
     """
-    trainer = TorchTrainer(
+    for failures in itertools.count(1):
+        try:
+            _trainer(loop, job, cluster=cluster, stage_dir=stage_dir).fit()
+        except ray.train.TrainingFailedError as error:
+            if not _died_while_starting(error) or failures > cluster.max_failures:
+                raise _cause(error) from error
+        else:
+            return
+
+
+def _trainer(
+    loop: Callable[[dict[str, Any]], None],
+    job: dict[str, Any],
+    *,
+    cluster: ClusterConfig,
+    stage_dir: Path,
+) -> TorchTrainer:
+    return TorchTrainer(
         loop,
         train_loop_config=job,
         scaling_config=ScalingConfig(
@@ -56,12 +82,37 @@ def run_train_group(
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             worker_runtime_env={"env_vars": worker_environment(cluster)},
+            callbacks=[StopAtOurErrors()],
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+
+
+def _died_while_starting(error: Exception) -> bool:
+    """Whether a worker's process died before Ray Train had started the whole group.
+
+    Ray Train 2.60 restarts a group whose worker dies later, but takes this for a fault of its own
+    controller and gives up.
+    """
+    failure = getattr(error, "controller_failure", None)
+    return isinstance(failure, ray.exceptions.RayActorError)
+
+
+class StopAtOurErrors(UserCallback):
+    """Ends a group whose worker raised one of our errors, instead of restarting it.
+
+    Our errors say what is wrong with the run (weights, rewards, rows, models); restarts are for
+    processes and machines that die. What a callback raises, Ray Train does not retry.
+    """
+
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ARG002 - Ray Train passes it by name
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """Raise the first of our errors, if there is one."""
+        for error in _causes(worker_exceptions.values()):
+            if isinstance(error, PearRayError):
+                raise error
 
 
 def start_worker(cluster: ClusterConfig) -> torch.device:
@@ -121,16 +172,21 @@ def export(trainer: Trainer, chat: ChatTokenizer, folder: Path) -> None:
 
 def _cause(error: Exception) -> PearRayError:
     """The first of our own errors behind a failed group, or a TrainingError with the root cause."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    chain: list[BaseException] = []
-    for failure in [*failures, error]:
-        link: BaseException | None = failure
-        while link is not None:
-            chain.append(getattr(link, "_base_exc", link))
-            link = link.__cause__ or link.__context__
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    failures += [f for f in (getattr(error, "controller_failure", None), error) if f is not None]
+    chain = list(_causes(failures))
     for link in chain:
         if isinstance(link, PearRayError):
             return link
     root = chain[0]
     line = str(root).strip().splitlines()[-1] if str(root).strip() else type(root).__name__
     return TrainingError(f"the worker group failed: {type(root).__name__}: {line}")
+
+
+def _causes(errors: Iterable[BaseException]) -> Iterator[BaseException]:
+    """Each error and what caused it, unwrapped from what Ray Train puts around a worker's error."""
+    for error in errors:
+        link: BaseException | None = error
+        while link is not None:
+            yield getattr(link, "_base_exc", link)
+            link = link.__cause__ or link.__context__

@@ -4,7 +4,8 @@ The backends that ship with vLLM send between processes (NCCL, CUDA IPC). Coloca
 engine share a process, so tensors are handed over as they are, on CPU and CUDA alike.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,6 +35,7 @@ from pear_ray.engines.policy import Policy
 from pear_ray.errors import WeightSyncError
 
 BACKEND = "in_process"
+GATHERED_BYTES = 256 * 2**20  # of layers held whole at once: little beside any GPU, much on gloo
 
 
 @dataclass
@@ -127,7 +129,8 @@ class PolicySource(ModuleSource):
     """A policy's parameters under their Hugging Face names, one all-gather per FSDP2 unit.
 
     `full_tensor()` on every parameter would be one collective each: on many small parameters the
-    waiting for each other, not the bytes, is what a sync costs.
+    waiting for each other, not the bytes, is what a sync costs. For the same reason layers are
+    gathered ahead of their turn, all at once where they are small.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -138,37 +141,64 @@ class PolicySource(ModuleSource):
         }
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
-        """Groups in vLLM's order (embeddings, layers, the rest), each whole while it is used."""
+        """Groups in vLLM's order (embeddings, layers, the rest), each whole while it is used.
+
+        Layers that all fit into `GATHERED_BYTES` stay whole until the next forward pass, which is
+        the canary's and lets go of them: it need not gather them again.
+        """
         root = self._units.get("")
         if root is None:
             yield from super().iter_groups()
             return
+        groups = list(self.groups())
+        layers = [self._layer_of(names) for names in groups]
+        stay = sum(map(_num_bytes, layers)) <= GATHERED_BYTES
         root.unshard()
         try:
-            for names in self.groups():
-                yield names, self._gathered(names)
-                self._reshard_layer(names)
+            for names, layer in zip(groups, _gathered_ahead(layers), strict=True):
+                tensors = [
+                    materialize_full_tensor(self._policy.causal_lm.get_parameter(name))
+                    for name in names
+                ]
+                # vLLM finishes a tied embedding only when the whole update ends, after it is
+                # sharded again.
+                yield names, tensors if layer else [tensor.clone() for tensor in tensors]
+                if layer and not stay:
+                    layer.reshard()
         finally:
             root.reshard()
 
-    def _gathered(self, names: list[str]) -> list[torch.Tensor]:
-        layers = self._layers_of(names)
-        for unit in layers:
-            unit.unshard()
-        tensors = [materialize_full_tensor(self._policy.causal_lm.get_parameter(n)) for n in names]
-        # vLLM finishes a tied embedding only when the whole update ends, after it is sharded again.
-        return tensors if layers else [tensor.clone() for tensor in tensors]
-
-    def _reshard_layer(self, names: list[str]) -> None:
-        for unit in self._layers_of(names):
-            unit.reshard()
-
-    def _layers_of(self, names: list[str]) -> list[FSDPModule]:
-        return [
+    def _layer_of(self, names: list[str]) -> FSDPModule | None:
+        """The unit that holds these parameters; None when that is the root."""
+        within = (
             unit
             for prefix, unit in self._units.items()
             if prefix and f"causal_lm.{names[0]}".startswith(f"{prefix}.")
-        ]
+        )
+        return next(within, None)
+
+
+def _gathered_ahead(layers: Sequence[FSDPModule | None]) -> Iterator[FSDPModule | None]:
+    """Each of `layers` once it is whole, with as many more under way as `GATHERED_BYTES` allow."""
+    waiting: deque[tuple[FSDPModule | None, Any]] = deque()
+    upcoming, under_way = deque(layers), 0
+    while upcoming or waiting:
+        while upcoming and (not waiting or under_way + _num_bytes(upcoming[0]) <= GATHERED_BYTES):
+            layer = upcoming.popleft()
+            waiting.append((layer, layer.unshard(async_op=True) if layer else None))
+            under_way += _num_bytes(layer)
+        layer, handle = waiting.popleft()
+        if handle:
+            handle.wait()
+        yield layer
+        under_way -= _num_bytes(layer)
+
+
+def _num_bytes(layer: FSDPModule | None) -> int:
+    """Bytes of a layer's parameters when it is whole."""
+    if not isinstance(layer, torch.nn.Module):
+        return 0
+    return sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
 
 
 class _LocalClient:

@@ -138,3 +138,30 @@ def test_write_json_replaces_whole_files(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         run_dirs.write_json(path, {"a": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, 2]}
+
+
+def test_of_many_drivers_at_once_one_gets_the_run(tmp_path: Path) -> None:
+    """Looking for the lock and writing it are one act: no two drivers can both find none."""
+    taker = (
+        "import sys, time; from pathlib import Path; "
+        "from pear_ray.artifacts.run_dir import driver_lock\n"
+        "folder = Path(sys.argv[1])\n"
+        "while not (folder / 'go').exists(): time.sleep(0.001)\n"
+        "try:\n"
+        "    with driver_lock(folder): print('got it', flush=True); sys.stdin.read()\n"
+        "except Exception as error: print(type(error).__name__, flush=True)\n"
+    )
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", taker, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    (tmp_path / "go").touch()
+    said = [driver.stdout.readline().strip() for driver in drivers if driver.stdout]
+    for driver in drivers:
+        driver.communicate()
+    assert sorted(said) == ["InputError"] * 5 + ["got it"]

@@ -1,0 +1,58 @@
+"""What a worker group does when a worker fails: restarts for deaths, none for our own errors."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pear_ray.config.sections import ClusterConfig
+from pear_ray.distributed.train_group import run_train_group
+from pear_ray.errors import TrainingError
+
+CLUSTER = ClusterConfig(num_trainers=2, cpus_per_worker=0.5, max_failures=2)
+
+
+def attempts(folder: Path) -> list[str]:
+    return (folder / "attempts").read_text(encoding="utf-8").split()
+
+
+def run(loop: Any, folder: Path) -> None:
+    run_train_group(loop, {"folder": folder}, cluster=CLUSTER, stage_dir=folder)
+
+
+def test_our_own_error_ends_the_group_at_once(local_ray: None, tmp_path: Path) -> None:
+    """The other rank waits in a collective that will never come: it must not be waited for."""
+
+    def loop(job: dict[str, Any]) -> None:
+        import torch.distributed as dist
+
+        if dist.get_rank() == 0:
+            with (job["folder"] / "attempts").open("a", encoding="utf-8") as file:
+                file.write("x\n")
+            raise TrainingError("planted: the gradient norm is nan")
+        dist.barrier()
+
+    with pytest.raises(TrainingError, match=r"^planted: the gradient norm is nan$"):
+        run(loop, tmp_path)
+    assert attempts(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("lives_s", [0, 3])
+def test_a_worker_that_dies_is_restarted(local_ray: None, tmp_path: Path, lives_s: float) -> None:
+    """Whether it dies while Ray Train still starts the group, or later."""
+
+    def loop(job: dict[str, Any]) -> None:
+        import torch.distributed as dist
+
+        if dist.get_rank() == 0:
+            with (job["folder"] / "attempts").open("a", encoding="utf-8") as file:
+                file.write("x\n")
+            if (job["folder"] / "attempts").read_text(encoding="utf-8").count("x") == 1:
+                time.sleep(lives_s)
+                os._exit(9)
+        dist.barrier()
+
+    run(loop, tmp_path)
+    assert attempts(tmp_path) == ["x", "x"]
