@@ -1,12 +1,67 @@
 """Text to token ids, once, with the target model's tokenizer and chat template."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from pear_ray.errors import InputError
+
+TrainOn = Literal["all", "last"]
+"""Which assistant turns train: every one, or only the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSpan:
+    """Where one assistant turn stands in the text of a chat, in characters.
+
+    Attributes:
+        begin: The first character that the model would have sampled.
+        content_end: Past the content, before the end token; `end` where none was written.
+        end: Past the end token. What the template writes after it was never sampled.
+    """
+
+    begin: int
+    content_end: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChat:
+    """One tokenisation of a chat, from which ids, loss mask and alignment are all read.
+
+    Attributes:
+        text: The chat as the template writes it.
+        token_ids: The ids of `text`.
+        offsets: The characters of `text` that each id stands for, as (begin, end); the byte-level
+            pieces of one character all have that character's.
+        answers: The assistant turns, in order.
+    """
+
+    text: str
+    token_ids: list[int]
+    offsets: list[tuple[int, int]]
+    answers: list[AnswerSpan]
+
+
+def trained_answers(chat: EncodedChat, *, train_on: TrainOn) -> list[AnswerSpan]:
+    """The assistant turns that train, in order."""
+    return chat.answers[-1:] if train_on == "last" else chat.answers
+
+
+def chat_loss_mask(chat: EncodedChat, *, train_on: TrainOn) -> list[bool]:
+    """True for tokens that lie wholly inside an answer that trains, its end token included."""
+    answers = trained_answers(chat, train_on=train_on)
+    begins = [answer.begin for answer in answers]
+    mask = []
+    for begin, end in chat.offsets:
+        index = bisect_right(begins, begin) - 1  # the last answer that begins at or before
+        mask.append(index >= 0 and begin < end <= answers[index].end)
+    return mask
 
 
 class ChatTokenizer:
@@ -27,11 +82,22 @@ class ChatTokenizer:
         text = self._render([{"role": "user", "content": question}], answer_begins=True)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def example(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
+    def example(
+        self, messages: Sequence[Mapping[str, str]], *, train_on: TrainOn = "all"
+    ) -> tuple[list[int], list[bool]]:
         """Ids and loss mask of a whole chat: assistant turns train, their end tokens included.
 
-        One tokenisation gives both: turns are found by their place in the text, because ids of a
-        prompt tokenised alone need not be a prefix of the ids of the whole.
+        Raises:
+            ValueError: As `encode`.
+        """
+        chat = self.encode(messages)
+        return chat.token_ids, chat_loss_mask(chat, train_on=train_on)
+
+    def encode(self, messages: Sequence[Mapping[str, str]]) -> EncodedChat:
+        """A whole chat, tokenised once.
+
+        Turns are found by their place in the text, because ids of a prompt tokenised alone need not
+        be a prefix of the ids of the whole.
 
         Raises:
             ValueError: The template does not write a chat as a continuation of its beginning, or
@@ -41,21 +107,17 @@ class ChatTokenizer:
         if messages[0]["role"] == "assistant":
             raise ValueError("messages.0.role: a chat begins with a user or system turn")
         text = self._render(messages, answer_begins=False)
-        spans = [
+        answers = [
             self._answer_span(messages, index, text)
             for index, message in enumerate(messages)
             if message["role"] == "assistant"
         ]
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        mask = [
-            any(begin <= start and end <= stop for begin, stop in spans) and end > start
-            for start, end in encoded["offset_mapping"]
-        ]
-        return encoded["input_ids"], mask
+        return EncodedChat(text, encoded["input_ids"], encoded["offset_mapping"], answers)
 
     def _answer_span(
         self, messages: Sequence[Mapping[str, str]], index: int, text: str
-    ) -> tuple[int, int]:
+    ) -> AnswerSpan:
         before = self._render(messages[:index], answer_begins=True)
         through = self._render(messages[: index + 1], answer_begins=False)
         if not (text.startswith(before) and text.startswith(through)):
@@ -65,8 +127,9 @@ class ChatTokenizer:
             )
         end_token = self.tokenizer.eos_token
         cut = through.rfind(end_token, len(before))
-        # What the template writes after the end token (a newline, say) was never sampled.
-        return len(before), len(through) if cut < 0 else cut + len(end_token)
+        if cut < 0:
+            return AnswerSpan(len(before), len(through), len(through))
+        return AnswerSpan(len(before), cut, cut + len(end_token))
 
     def _render(self, messages: Sequence[Mapping[str, str]], *, answer_begins: bool) -> str:
         try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.chat import AnswerSpan, ChatTokenizer
 from pear_ray.errors import InputError
 
 
@@ -57,6 +57,45 @@ def test_the_mask_covers_every_assistant_turn(chat: ChatTokenizer) -> None:
     assert sum(mask) == 6
     assert ids[-1] == chat.eos_id
     assert mask[-1]
+
+
+def test_one_tokenisation_says_where_everything_is(chat: ChatTokenizer) -> None:
+    encoded = chat.encode([user("a"), assistant("é🙂"), user("c"), assistant("")])
+    text = "<|user|>a<|end|><|assistant|>é🙂<|end|><|user|>c<|end|><|assistant|><|end|>"
+    assert encoded.text == text
+    # 8 + 1 + 7 + 13 characters before the first answer; 8 + 1 + 7 + 13 between the two.
+    assert encoded.answers == [AnswerSpan(29, 31, 38), AnswerSpan(67, 67, 74)]
+    assert chat.tokenizer.decode(encoded.token_ids) == text
+    # User turn, its end, assistant; then 2 bytes of é and 4 of the emoji share their characters.
+    pieces = [(29, 30)] * 2 + [(30, 31)] * 4
+    assert encoded.offsets[:11] == [(0, 8), (8, 9), (9, 16), (16, 29), *pieces, (31, 38)]
+
+
+def test_a_turn_that_the_template_does_not_end_has_no_end_token(folder: Path) -> None:
+    chat = with_template(
+        folder,
+        "{% for m in messages %}{{ m['role'] + ':' + m['content'] + ';' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}",
+    )
+    messages = [user("a"), assistant("b"), user("c")]
+    assert chat.encode(messages).answers == [AnswerSpan(17, 19, 19)]
+    assert trained_text(chat, messages) == "b;"
+
+
+def test_only_the_last_assistant_turn_trains(chat: ChatTokenizer) -> None:
+    messages = [user("a"), assistant("bb"), user("c"), assistant("dd"), user("e")]
+    all_ids, all_mask = chat.example(messages, train_on="all")
+    ids, mask = chat.example(messages, train_on="last")
+    assert ids == all_ids
+    assert (all_ids, all_mask) == chat.example(messages)
+    trained = [i for i, keep in zip(ids, mask, strict=True) if keep]
+    assert chat.tokenizer.decode(trained) == "dd<|end|>"
+    assert sum(all_mask) == 2 * sum(mask) == 6
+
+
+def test_without_an_assistant_turn_nothing_trains(chat: ChatTokenizer) -> None:
+    for train_on in ("all", "last"):
+        assert not any(chat.example([user("a")], train_on=train_on)[1])
 
 
 def test_a_chat_that_ends_with_the_user_trains_only_the_answer(chat: ChatTokenizer) -> None:
