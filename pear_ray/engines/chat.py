@@ -2,11 +2,14 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from pear_ray.errors import InputError
@@ -74,6 +77,11 @@ class ChatTokenizer:
             raise InputError(
                 f"{folder}: the tokenizer has no end token; set eos_token in its config"
             )
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"{folder}: {type(self.tokenizer).__name__} does not say which characters a token "
+                "stands for; give a model with a tokenizer.json"
+            )
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.eos_id if pad is None else pad
 
@@ -112,8 +120,30 @@ class ChatTokenizer:
             for index, message in enumerate(messages)
             if message["role"] == "assistant"
         ]
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return EncodedChat(text, encoded["input_ids"], encoded["offset_mapping"], answers)
+        encoded = self._untrimmed.encode(text, add_special_tokens=False)
+        offsets = [
+            self._without_swallowed(text, begin, end) if token_id == self.eos_id else (begin, end)
+            for token_id, (begin, end) in zip(encoded.ids, encoded.offsets, strict=True)
+        ]
+        return EncodedChat(text, encoded.ids, offsets, answers)
+
+    @cached_property
+    def _untrimmed(self) -> Tokenizer:
+        """The same tokenizer, except that offsets include a token's whitespace.
+
+        The post-processor of GPT-2 and Llama 3 trims it off, so that a token of spaces seems to
+        stand for nothing and would never train.
+        """
+        tokenizer = deepcopy(self.tokenizer.backend_tokenizer)
+        tokenizer.post_processor = None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def _without_swallowed(self, text: str, begin: int, end: int) -> tuple[int, int]:
+        """Offsets of an end token alone; `rstrip` makes some (Phi-3's) swallow what follows."""
+        at = text.find(self.tokenizer.eos_token, begin, end)
+        return (begin, end) if at < 0 else (at, at + len(self.tokenizer.eos_token))
 
     def _answer_span(
         self, messages: Sequence[Mapping[str, str]], index: int, text: str

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from byte_pairs import byte_pair_chat
+from tokenizers import AddedToken
+from transformers import ByT5Tokenizer
 
 from pear_ray.engines.chat import AnswerSpan, ChatTokenizer
 from pear_ray.errors import InputError
@@ -151,3 +154,42 @@ def test_a_tokenizer_without_an_end_token_is_refused(folder: Path) -> None:
     config.write_text(text.replace('"eos_token"', '"other_token"'), encoding="utf-8")
     with pytest.raises(InputError, match="no end token; set eos_token"):
         ChatTokenizer(folder)
+
+
+@pytest.mark.parametrize("trim_offsets", [False, True])
+def test_whitespace_trains_whatever_the_post_processor_trims(
+    tmp_path: Path, *, trim_offsets: bool
+) -> None:
+    """GPT-2's and Llama 3's trims offsets; a token of spaces alone then has none left."""
+    chat = byte_pair_chat(tmp_path, trim_offsets=trim_offsets)
+    messages = [user("a"), assistant("x   the  answer \n\n")]
+    assert trained_text(chat, messages) == "x   the  answer \n\n</s>"
+    encoded = chat.encode(messages)
+    assert encoded.token_ids == chat.tokenizer(encoded.text)["input_ids"]
+    assert "".join(encoded.text[begin:end] for begin, end in encoded.offsets) == encoded.text
+
+
+def test_an_end_token_that_swallows_what_follows_still_trains(tmp_path: Path) -> None:
+    end_token = AddedToken("</s>", rstrip=True, normalized=False, special=True)
+    chat = byte_pair_chat(tmp_path, end_token=end_token)
+    assert trained_text(chat, [user("a"), assistant("b"), user("c")]) == "b</s>"
+    encoded = chat.encode([user("a"), assistant("b"), user("c")])
+    at = encoded.token_ids.index(chat.eos_id)
+    begin, end = encoded.offsets[at]
+    assert encoded.text[begin:end] == "</s>"
+    assert encoded.text[end : encoded.offsets[at + 1][0]] == "\n"  # the one swallowed
+
+
+def test_a_token_across_the_beginning_of_an_answer_does_not_train(tmp_path: Path) -> None:
+    chat = byte_pair_chat(tmp_path)
+    messages = [user("a"), assistant("\nb")]
+    encoded = chat.encode(messages)
+    across = (encoded.answers[0].begin - 1, encoded.answers[0].begin + 1)
+    assert across in encoded.offsets  # two newlines are one token
+    assert trained_text(chat, messages) == "b</s>"
+
+
+def test_a_tokenizer_without_offsets_is_refused(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"ByT5Tokenizer does not say .* tokenizer\.json"):
+        ChatTokenizer(tmp_path)
