@@ -17,18 +17,17 @@ def describe(config: RunConfig, *, only: str | None = None) -> str:
     """
     run_dir = run_path(config.output_dir, config.name)
     check_owner(run_dir, name=config.name)
-    preflight.check_corpus_file(config)
     models = preflight.check_models(config)
     stages = [s for s in pipeline.plan(config, run_dir, models) if only in (None, s.name)]
     to_make = [stage.name for stage in stages if not stage.is_current]
     if "collect" in to_make:
-        preflight.check_corpus_rows(config, models.policy)
+        preflight.check_corpus(config, models.policy)
     if {"collect", "rl", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
     lines = [
         f"run {config.name} in {run_dir}",
         f"policy    {config.models.policy} ({models.policy})",
-        f"behavior  {config.models.behavior} ({models.behavior})",
+        *(f"behavior  {model} (source {source})" for source, model in models.behavior.items()),
         "",
         "stages",
         *(_stage_line(run_dir, stage) for stage in stages),

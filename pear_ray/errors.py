@@ -35,6 +35,10 @@ class EngineError(PearRayError):
     """An inference or training engine that failed or answered nonsense."""
 
 
+class OutOfMemoryError(EngineError):
+    """The device's memory did not do for this much at once."""
+
+
 class WeightSyncError(EngineError):
     """The engine's log-probs differ from the trainer's right after a weight sync."""
 

@@ -13,8 +13,9 @@ from typing import Any
 from pear_ray import preflight
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts import run_dir as run_dirs
-from pear_ray.config.corpus import JsonlCorpus
+from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.config.run import RunConfig, dump_run
+from pear_ray.corpus.parts import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.errors import ArtifactError, PearRayError
 from pear_ray.preflight import Models
@@ -45,9 +46,14 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     def add(stage: str, settings: Any, **inputs: str) -> None:
         found[stage] = manifest.fingerprint(stage=stage, config=settings, inputs=inputs)
 
-    if isinstance(config.corpus, JsonlCorpus):
-        file = manifest.file_fingerprint(Path(config.corpus.path))
-        add("collect", engine, file=file, policy=models.policy_fingerprint)
+    if isinstance(config.corpus, DatasetCorpus):
+        settings = {name: value for name, value in tree["corpus"].items() if name != "path"}
+        add(
+            "collect",
+            [settings, config.models.max_model_len],
+            rows=corpus_fingerprint(config.corpus),
+            policy=models.policy_fingerprint,
+        )
     else:
         add(
             "collect",
@@ -84,14 +90,13 @@ def run(config: RunConfig, *, only: str | None = None) -> Path:
     """
     run_dir = run_dirs.run_path(config.output_dir, config.name)
     run_dirs.check_owner(run_dir, name=config.name)
-    preflight.check_corpus_file(config)
     models = preflight.check_models(config)
     stages = plan(config, run_dir, models)
     to_make = [s.name for s in stages if not s.is_current and only in (None, s.name)]
     if only is not None:
         _require_inputs(stages, only, run_dir)
     if "collect" in to_make:
-        preflight.check_corpus_rows(config, models.policy)
+        preflight.check_corpus(config, models.policy)
     if {"collect", "rl", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
     if config.cluster.address is None and ENGINE_STAGES.intersection(to_make):

@@ -1,91 +1,83 @@
 """What must hold before any engine starts: models, vocabulary, problems, lengths, corpus file."""
 
+import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from pear_ray.config.corpus import JsonlCorpus, SampledCorpus
+from pear_ray.config.corpus import DatasetCorpus, SampledCorpus
 from pear_ray.config.run import RunConfig
+from pear_ray.corpus.parts import find_parts
 from pear_ray.engines.model_files import (
     max_positions,
     model_fingerprint,
+    resolve_behavior,
     resolve_model,
     vocabulary_fingerprint,
 )
 from pear_ray.errors import ConfigError, InputError
 from pear_ray.records import Problem
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The run's starting models, found and identified."""
+    """The run's starting models, found and identified; behavior models by source (`*`: any)."""
 
     policy: Path
-    behavior: Path
+    behavior: dict[str, Path]
     policy_fingerprint: str
     behavior_fingerprint: str
 
 
 def check_models(config: RunConfig) -> Models:
-    """Find both models and see that they fit each other and the run.
+    """Find all models and see that they fit each other and the run.
 
     Raises:
         InputError: A model is missing or unusable, their vocabularies differ, or the run wants
             longer sequences than the policy was made for.
     """
-    policy, behavior = (
-        _resolve(key, location)
-        for key, location in (
-            ("models.policy", config.models.policy),
-            ("models.behavior", config.models.behavior),
-        )
-    )
-    if vocabulary_fingerprint(policy) != vocabulary_fingerprint(behavior):
-        raise InputError(
-            f"models.policy={config.models.policy} and models.behavior={config.models.behavior} "
-            "have different vocabularies: log-probs of one's tokens mean nothing for the "
-            "other's; choose a behavior model with the policy's tokenizer"
-        )
+    policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
+    behavior = _naming("models.behavior", lambda: resolve_behavior(config.models.behavior))
+    for source, model in behavior.items():
+        if vocabulary_fingerprint(policy) != vocabulary_fingerprint(model):
+            raise InputError(
+                f"models.policy={config.models.policy} and models.behavior={model} (source "
+                f"{source!r}) have different vocabularies: log-probs of one's tokens mean nothing "
+                "for the other's; choose a behavior model with the policy's tokenizer"
+            )
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:
         raise InputError(
             f"models.max_model_len={config.models.max_model_len} is more than the {longest} "
             f"positions of models.policy={config.models.policy}; lower it"
         )
-    return Models(policy, behavior, model_fingerprint(policy), model_fingerprint(behavior))
+    identities = {source: model_fingerprint(model) for source, model in behavior.items()}
+    return Models(policy, behavior, model_fingerprint(policy), json.dumps(identities))
 
 
-def check_corpus_file(config: RunConfig) -> None:
-    """See that a corpus file is there, which the run's identity needs; its rows are checked later.
-
-    Raises:
-        InputError: It is missing or empty.
-    """
-    if isinstance(config.corpus, JsonlCorpus):
-        path = Path(config.corpus.path)
-        if not path.is_file():
-            raise InputError(f"corpus.path={path}: no such file; give a JSONL file")
-        if not path.stat().st_size:
-            raise InputError(f"corpus.path={path}: the file is empty; it needs at least one row")
-
-
-def check_corpus_rows(config: RunConfig, policy: Path) -> None:
-    """Read a corpus file as the collect stage will, and see that every row can be trained on.
+def check_corpus(config: RunConfig, policy: Path) -> None:
+    """Look at a corpus's files and first rows as the collect stage will.
 
     Raises:
-        InputError: It holds no row, or unusable ones; the message lists them by line and field.
+        InputError: There is nothing to read, or too many rows cannot be used; the message lists
+            reasons, and the first rows by file, number and field.
     """
     # Loading a tokenizer takes seconds: only a run that makes its corpus pays for it.
-    from pear_ray.engines.chat import ChatTokenizer  # noqa: PLC0415
-    from pear_ray.engines.corpus_file import read_corpus_file  # noqa: PLC0415
+    from pear_ray.corpus.finish import preview  # noqa: PLC0415
+    from pear_ray.corpus.prepare import PrepareJob  # noqa: PLC0415
 
-    if isinstance(config.corpus, JsonlCorpus):
-        read_corpus_file(
-            Path(config.corpus.path),
-            ChatTokenizer(policy),
+    if isinstance(config.corpus, DatasetCorpus):
+        job = PrepareJob(
+            corpus=config.corpus,
+            model=policy,
             max_model_len=config.models.max_model_len,
+            folder=Path(),  # a preview writes nothing
         )
+        preview(find_parts(config.corpus), job)
 
 
 def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> None:
@@ -126,9 +118,10 @@ def _problem_sets(
         yield "evaluate.problems", evaluation_problems(config), config.evaluate.max_tokens
 
 
-def _resolve(key: str, location: str) -> Path:
+def _naming(key: str, resolve: Callable[[], T]) -> T:
+    """`resolve()`, with `key` in front of what it refuses."""
     try:
-        return resolve_model(location)
+        return resolve()
     except (ConfigError, InputError) as error:
         raise type(error)(f"{key}: {error}") from error
 

@@ -10,24 +10,48 @@ import pyarrow.parquet as pq
 
 from pear_ray.errors import ArtifactError
 
+_EXAMPLE = [
+    pa.field("example_id", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("is_negative", pa.bool_(), nullable=False),
+    pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+    pa.field("loss_mask", pa.list_(pa.bool_()), nullable=False),
+]
+# `messages` is JSON; `file` and `row` say where the example was read, `problem_id` what it answers;
+# `given_logprobs` came with the row: as sampled, or collected elsewhere.
 CORPUS = pa.schema(
     [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
+        *_EXAMPLE,
         pa.field("problem_id", pa.string()),
-        pa.field("question", pa.string()),
-        pa.field("completion", pa.string()),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("loss_mask", pa.list_(pa.bool_()), nullable=False),
-        pa.field("sampled_logprobs", pa.list_(pa.float32())),
+        pa.field("file", pa.string()),
+        pa.field("row", pa.int64()),
+        pa.field("messages", pa.string()),
+        pa.field("given_logprobs", pa.list_(pa.float32())),
+    ]
+)
+# `row` is None where a whole file is at fault.
+QUARANTINE = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("row", pa.int64()),
+        pa.field("field", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+PASS_RATES = pa.schema(
+    [
+        pa.field("problem_id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("num_judged", pa.int32(), nullable=False),
+        pa.field("num_correct", pa.int32(), nullable=False),
+        pa.field("pass_rate", pa.float32()),
     ]
 )
 SCORED = pa.schema(
     [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("loss_mask", pa.list_(pa.bool_()), nullable=False),
+        *_EXAMPLE,
         pa.field("behavior_logprobs", pa.list_(pa.float32()), nullable=False),
     ]
 )
@@ -56,6 +80,9 @@ EVALUATION_SAMPLES = pa.schema(
 )
 
 
+ROWS_PER_WRITE = 512
+
+
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as one Parquet file, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -79,3 +106,40 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
             f"{path}: not a table of this version ({error}); run the stage that makes it again"
         ) from error
     return pa.concat_tables(tables)
+
+
+class TableWriter:
+    """Writes rows as one Parquet file, a few hundred at a time; whole or not at all."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Write rows of `schema` to `path`, whose folder is made if it is missing."""
+        self._path, self._schema = path, schema
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = pq.ParquetWriter(self._partial, schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "TableWriter":
+        """The writer; its file is there once the `with` block has ended well."""
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_WRITE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Put the file in its place, or remove what was written of it."""
+        if kind is None:
+            self._flush()
+        self._file.close()
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink()

@@ -1,4 +1,4 @@
-"""The offline corpus: sampled from the behavior model, or read from a file; and its scoring."""
+"""The offline corpus: sampled from the behavior model, or rows that are there; and its scoring."""
 
 from typing import Annotated, Literal
 
@@ -21,26 +21,81 @@ class SampledCorpus(Section):
     own."""
     max_tokens: Annotated[int, Field(gt=0)] = 128
     """Longest completion, in tokens."""
+    keep: Literal["verified", "labelled"] = "verified"
+    """`verified` keeps completions that verify; `labelled` keeps the others that ended by
+    themselves as well, marked `is_negative`."""
     rewards: RewardConfig = RewardConfig()
     """How completions are verified."""
 
 
-class JsonlCorpus(Section):
-    """A file of rows, each `messages` (role and content) or `prompt` and `completion`."""
+class ColumnsConfig(Section):
+    """What the corpus calls its columns.
 
-    kind: Literal["jsonl"]
+    A row has `messages`, or `prompt` and `completion`, or `token_ids` and `loss_mask`.
+    """
+
+    messages: str = "messages"
+    """A list of turns with `role` and `content`."""
+    prompt: str = "prompt"
+    """Text of the user's turn."""
+    completion: str = "completion"
+    """Text of the assistant's turn."""
+    token_ids: str = "token_ids"
+    """Ids of the policy's own tokenizer, prompt and completion together."""
+    loss_mask: str = "loss_mask"
+    """One boolean per id: whether it trains."""
+    id: str = "id"
+    """The row's own id (optional; file and row number without it)."""
+    source: str = "source"
+    """Which behavior policy wrote the row (optional)."""
+    is_negative: str = "is_negative"
+    """Whether the row is known to be wrong (optional)."""
+    behavior_logprobs: str = "behavior_logprobs"
+    """Log-probs collected before, one per id or one per token that trains (optional)."""
+
+
+class DatasetCorpus(Section):
+    """Rows that are there already, in one file or many, here or on an object store."""
+
+    kind: Literal["dataset"]
     path: str
-    """The JSONL file."""
+    """A file, a folder of files, a pattern with `*`, a folder made by `Dataset.save_to_disk`, an
+    s3:// or gs:// URI, or `hub:NAME`."""
+    format: Literal["auto", "jsonl", "parquet", "arrow", "saved", "hub"] = "auto"
+    """What the files are; `auto` goes by their endings."""
+    split: str = "train"
+    """Which split of a saved or hub dataset that has several."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """What the corpus calls its columns."""
+    source: str = "corpus"
+    """Which behavior policy wrote the rows that do not say."""
+    train_on: Literal["all", "last"] = "all"
+    """Which assistant turns train: all of them, or the last one of each row."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """What becomes of rows longer than `models.max_model_len`: left out, or cut at their end."""
+    unreadable_files: Literal["stop", "skip"] = "stop"
+    """Whether a file that cannot be read stops the run, once all others are prepared, or is left
+    out with a warning."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """A larger share of rows that cannot be used stops the run."""
+    rows_per_part: Annotated[int, Field(gt=0)] = 4096
+    """Rows prepared, written and taken up again together."""
 
 
-CorpusConfig = Annotated[SampledCorpus | JsonlCorpus, Field(discriminator="kind")]
+CorpusConfig = Annotated[SampledCorpus | DatasetCorpus, Field(discriminator="kind")]
 
 
 class ScoreConfig(Section):
     """Behavior log-probs of exactly the corpus's token ids."""
 
-    rows_per_block: Annotated[int, Field(gt=0)] = 64
+    chunk_tokens: Annotated[int, Field(gt=0)] = 2048
+    """Tokens of one forward pass while scoring. A longer row is cut into such chunks, so that its
+    logits take at most about 9 bytes x `chunk_tokens` x vocabulary."""
+    rows_per_block: Annotated[int, Field(gt=0)] = 256
     """Rows scored and written together; a killed run loses at most the blocks in flight."""
+    given: Literal["rescore", "keep"] = "rescore"
+    """What becomes of log-probs that came with a row: scored again, or kept as they are (for
+    authors that cannot be scored, such as a closed model)."""
     audit_rows: Annotated[int, Field(ge=0)] = 8
     """Rows scored again with transformers in float32 to check the engine."""
     max_audit_gap: Annotated[float, Field(gt=0)] = 0.05

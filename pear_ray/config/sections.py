@@ -13,9 +13,9 @@ class ModelsConfig(Section):
     policy: str
     """The model to train: a folder with safetensors and a tokenizer, a hub name, or
     `embedded:student`."""
-    behavior: str
+    behavior: str | dict[str, str]
     """The model whose distribution the corpus comes from: a folder, a hub name, or
-    `embedded:teacher`."""
+    `embedded:teacher`; where several wrote it, one for each `source` of the corpus."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Computation dtype of the vLLM engines, and of training on CUDA. Weights in training are kept
     in float32, and on CPU training computes in it as well."""
@@ -35,6 +35,9 @@ class ClusterConfig(Section):
     """Workers of the SFT and RL groups: one FSDP2 shard each and, in RL, one vLLM engine each."""
     num_samplers: Annotated[int, Field(gt=0)] = 2
     """Engine actors for collecting, scoring and evaluating."""
+    min_samplers: Annotated[int, Field(gt=0)] | None = None
+    """Engine actors that scoring begins with; it grows to `num_samplers` as devices appear. None:
+    `num_samplers` from the start."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs each trainer or engine actor asks Ray for; also its number of compute threads, at least
     one."""

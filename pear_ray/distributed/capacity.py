@@ -22,7 +22,9 @@ def num_threads(cluster: ClusterConfig) -> int:
     return max(1, int(cluster.cpus_per_worker))
 
 
-def engine_spec(config: RunConfig, model: Path, *, seed: int = 0) -> EngineSpec:
+def engine_spec(
+    config: RunConfig, model: Path, *, seed: int = 0, chunk_tokens: int | None = None
+) -> EngineSpec:
     """The run's engine on the weights in `model`."""
     return EngineSpec(
         model=str(model),
@@ -31,6 +33,7 @@ def engine_spec(config: RunConfig, model: Path, *, seed: int = 0) -> EngineSpec:
         device=config.cluster.device,
         gpu_memory_fraction=config.cluster.gpu_memory_fraction,
         seed=seed,
+        chunk_tokens=chunk_tokens,
     )
 
 
@@ -49,8 +52,8 @@ def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def demand(cluster: ClusterConfig) -> dict[str, float]:
-    """The most that any stage holds at once."""
-    workers = max(cluster.num_trainers, cluster.num_samplers)
+    """The most that any stage needs at once; scoring grows beyond it where it can."""
+    workers = max(cluster.num_trainers, cluster.min_samplers or cluster.num_samplers)
     return {name: amount * workers for name, amount in worker_resources(cluster).items()}
 
 

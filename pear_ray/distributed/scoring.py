@@ -1,22 +1,23 @@
-"""Behavior log-probs of a corpus: Ray Data over engine actors, resumable block by block."""
+"""Behavior log-probs of a corpus: Ray Data over engine actors, each block written once."""
 
 import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, SaveMode
+from ray.data import ActorPoolStrategy
 
-from pear_ray.artifacts.tables import SCORED
+from pear_ray.artifacts import scores
+from pear_ray.artifacts.scores import Block
+from pear_ray.artifacts.tables import CORPUS, read_table
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import (
     engine_spec,
@@ -25,119 +26,152 @@ from pear_ray.distributed.capacity import (
     worker_resources,
 )
 from pear_ray.distributed.samplers import engine_errors
+from pear_ray.engines.backing_off import BackingOff
 from pear_ray.errors import EngineError
 
 REPORT_S = 1.0
-IO_CPUS = 0.25  # of a CPU per writing task, so that engines on few cores cannot starve them
-CPU_SHARE_LEFT = 0.5  # of one worker's CPUs, so that Ray Data's reading and writing find a place
+CPU_SHARE_LEFT = 0.5  # of one worker's CPUs, so that Ray Data's own tasks find a place
+MAX_LOG_PROB = 1e-4  # a certain token's, after float32 rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringJob:
-    """What to score, with what, and where to."""
+    """What to score, with what, and where to.
+
+    Attributes:
+        config: The run.
+        corpus: Folder of the corpus's parts.
+        folder: The stage's folder.
+        models: Folder of each source's behavior model; `*` is any source.
+    """
 
     config: RunConfig
-    model: Path
     corpus: Path
-    output: Path
+    folder: Path
+    models: dict[str, Path]
 
 
 class BehaviorScorer:
-    """One engine on the behavior model, as an actor of a Ray Data pool."""
+    """One engine on one source's behavior model, as an actor of a Ray Data pool."""
 
-    def __init__(self, job: ScoringJob) -> None:
+    def __init__(self, job: ScoringJob, source: str) -> None:
         import torch  # noqa: PLC0415 - the driver that names this class needs no torch
 
         from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
 
-        torch.set_num_threads(num_threads(job.config.cluster))
-        self._engine = VllmEngine(engine_spec(job.config, job.model))
+        config = job.config
+        torch.set_num_threads(num_threads(config.cluster))
+        self._job = job
+        self._engine = VllmEngine(
+            engine_spec(config, job.models[source], chunk_tokens=config.score.chunk_tokens)
+        )
+        self._score = BackingOff(self._engine.score, at_most=config.score.rows_per_block)
+        self._read_part = functools.lru_cache(maxsize=1)(_read_part)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """The rows with `behavior_logprobs`, 0 outside the loss mask.
+        """Score and write each block named in `batch`; how many rows that were.
 
         Raises:
             EngineError: A log-prob of a loss token is not finite, or above 0.
         """
-        rows = batch.select(["example_id", "source", "token_ids", "loss_mask"]).to_pylist()
-        logprobs = self._engine.score([row["token_ids"] for row in rows])
-        for row, values in zip(rows, logprobs, strict=True):
-            row["behavior_logprobs"] = _masked(values, row)
-        return pa.Table.from_pylist(rows, schema=SCORED)
+        blocks = [Block(**row) for row in batch.to_pylist()]
+        return pa.table({"rows": [self._score_block(block) for block in blocks]})
+
+    def _score_block(self, block: Block) -> int:
+        score = self._job.config.score
+        rows = scores.rows_to_score(
+            self._read_part(self._job.corpus, block.part), block, keep_given=score.given == "keep"
+        )
+        logprobs = self._score([row["token_ids"] for row in rows])
+        scores.write_block(self._job.folder, block, rows, map(_checked, logprobs, rows))
+        return len(rows)
+
+
+def _read_part(corpus: Path, part: str) -> pa.Table:
+    return read_table(corpus / part, CORPUS)
+
+
+def _checked(values: Any, row: dict[str, Any]) -> list[float]:
+    """The log-probs of one row, 0 where nothing trains."""
+    kept = [
+        float(value) if trains else 0.0
+        for value, trains in zip(values, row["loss_mask"], strict=True)
+    ]
+    if not all(-float("inf") < value <= MAX_LOG_PROB for value in kept):  # NaN is in no range
+        raise EngineError(
+            f"example {row['example_id']}: the engine gave log-probs that are not finite or above "
+            f"0 (between {min(kept)} and {max(kept)}); check the behavior model and its dtype"
+        )
+    return kept
 
 
 def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
-    """Score every row that an earlier, killed attempt did not; the seconds it took.
+    """Score what an earlier, killed attempt did not; the seconds it took.
 
-    Rows already in `job.output` stay as they are, so a run killed anywhere loses the blocks in
-    flight.
-    Ray Data's own checkpointing is not used: its filter actors need CPUs of their own, and on two
-    cores a resumed run waited for them for ever.
+    A block's file is there whole or not at all, so a run killed anywhere loses the blocks in
+    flight, and an actor that dies is replaced and does its block again. Ray Data's own
+    checkpointing is not used: its filter actors need CPUs of their own, and on two cores a resumed
+    run waited for them for ever.
 
     Args:
         job: What to score.
-        progress: Called about every second with the rows written so far.
+        progress: Called about every second with the rows scored so far.
+
+    Raises:
+        EngineError: An engine failed, or answered nonsense.
     """
     started = time.monotonic()
-    remaining = _remaining(job)
-    if len(remaining) == 0:
-        return time.monotonic() - started
+    blocks = scores.plan_blocks(
+        job.corpus,
+        sources=list(job.models),
+        rows_per_block=job.config.score.rows_per_block,
+        at_least=job.config.cluster.num_samplers,
+        keep_given=job.config.score.given == "keep",
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own view shows progress
-    with engine_errors("scoring"), _reporting(job.output, progress):
-        _dataset(job, remaining).write_parquet(
-            str(job.output), mode=SaveMode.APPEND, ray_remote_args={"num_cpus": IO_CPUS}
-        )
+    with engine_errors("scoring"), _reporting(job.folder, blocks, progress):
+        # One source after the other: their engines need not fit beside each other.
+        for source in job.models:
+            todo = [b for b in blocks if b.source == source and not b.file(job.folder).exists()]
+            if todo:
+                for _ in _dataset(job, source, todo).iter_batches(batch_size=None):
+                    pass
     return time.monotonic() - started
 
 
-def _remaining(job: ScoringJob) -> pa.Table:
-    """The corpus rows not scored yet; half-written files of a killed attempt are removed."""
-    scored: set[str] = set()
-    for file in sorted(job.output.rglob("*.parquet")):
-        try:
-            scored.update(pq.read_table(file, columns=["example_id"])["example_id"].to_pylist())
-        except (pa.ArrowInvalid, OSError):
-            file.unlink()
-    corpus = pq.read_table(job.corpus, columns=["example_id", "source", "token_ids", "loss_mask"])
-    keep = [example_id not in scored for example_id in corpus["example_id"].to_pylist()]
-    return corpus.filter(pa.array(keep, pa.bool_()))
-
-
-def _dataset(job: ScoringJob, remaining: pa.Table) -> ray.data.Dataset:
-    wanted = worker_resources(job.config.cluster)
-    # A small corpus is spread over all actors rather than filling one block of one of them.
-    share = -(-len(remaining) // job.config.cluster.num_samplers)
-    rows_per_block = min(job.config.score.rows_per_block, share)
-    blocks = [
-        remaining.slice(begin, rows_per_block).combine_chunks()
-        for begin in range(0, len(remaining), rows_per_block)
-    ]
-    return ray.data.from_arrow(blocks).map_batches(
+def _dataset(job: ScoringJob, source: str, blocks: Sequence[Block]) -> ray.data.Dataset:
+    cluster = job.config.cluster
+    wanted = worker_resources(cluster)
+    most = min(cluster.num_samplers, len(blocks))
+    least = min(cluster.min_samplers or most, most)
+    rows = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks))
+    return rows.map_batches(
         BehaviorScorer,
-        fn_constructor_args=(job,),
-        batch_size=None,  # one block, one call
+        fn_constructor_args=(job, source),
+        batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(job.config.cluster.num_samplers, len(blocks))),
+        compute=ActorPoolStrategy(min_size=least, max_size=most),
         num_cpus=wanted["CPU"] * CPU_SHARE_LEFT,
         num_gpus=wanted.get("GPU"),
-        runtime_env={"env_vars": worker_environment(job.config.cluster)},
+        runtime_env={"env_vars": worker_environment(cluster)},
     )
 
 
 @contextlib.contextmanager
-def _reporting(folder: Path, progress: Callable[[int], None]) -> Iterator[None]:
-    """Call `progress` with the rows in `folder` about every second, from a thread."""
+def _reporting(
+    folder: Path, blocks: Sequence[Block], progress: Callable[[int], None]
+) -> Iterator[None]:
+    """Call `progress` with the rows written about every second, from a thread."""
     stop = threading.Event()
 
     def watch() -> None:
-        counted: dict[Path, int] = {}
+        waiting, done = list(blocks), 0
         while not stop.wait(REPORT_S):
-            for file in folder.rglob("*.parquet"):
-                # A file is being written while its footer is missing; it counts next time.
-                with contextlib.suppress(pa.ArrowInvalid, OSError):
-                    counted.setdefault(file, pq.read_metadata(file).num_rows)
-            progress(sum(counted.values()))
+            written = [block for block in waiting if block.file(folder).exists()]
+            waiting = [block for block in waiting if block not in written]
+            done += sum(block.num_rows for block in written)
+            progress(done)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -146,17 +180,3 @@ def _reporting(folder: Path, progress: Callable[[int], None]) -> Iterator[None]:
     finally:
         stop.set()
         watcher.join()
-
-
-MAX_LOG_PROB = 1e-4  # a certain token's, after float32 rounding
-
-
-def _masked(values: np.ndarray, row: dict[str, Any]) -> np.ndarray:
-    mask = np.asarray(row["loss_mask"], dtype=bool)
-    trained = values[mask]
-    if not (np.isfinite(trained).all() and (trained <= MAX_LOG_PROB).all()):
-        raise EngineError(
-            f"example {row['example_id']}: the engine gave log-probs that are not finite or above "
-            f"0 (min {trained.min()}, max {trained.max()}); check the behavior model and its dtype"
-        )
-    return np.where(mask, values, 0.0).astype(np.float32)

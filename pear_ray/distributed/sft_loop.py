@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
@@ -57,6 +59,12 @@ def sft_loop(job: dict[str, Any]) -> None:
     SftWorker(TrainJob(**job)).run()
 
 
+def training_rows(run_dir: Path) -> pa.Table:
+    """The scored examples that train, in the corpus's order: negatives are left out."""
+    scored = read_table(run_dir / "score" / "scored", SCORED)
+    return scored.filter(~pc.field("is_negative")).combine_chunks()
+
+
 def num_sft_steps(config: RunConfig, *, num_rows: int) -> int:
     """Optimizer steps of the stage; the last batch of an epoch may be smaller."""
     return config.sft.num_epochs * -(-num_rows // config.sft.global_batch_size)
@@ -105,8 +113,7 @@ class SftWorker:
         self.device = start_worker(job.config.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.chat = ChatTokenizer(job.model)
-        table = read_table(job.run_dir / "score" / "scored", SCORED).sort_by("example_id")
-        self.rows = table.to_pylist()
+        self.rows = training_rows(job.run_dir)
         self.num_steps = num_sft_steps(job.config, num_rows=len(self.rows))
         policy = shard(
             load_policy(job.model),
@@ -156,7 +163,7 @@ class SftWorker:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
         mine = order[batch * size : (batch + 1) * size][self.rank :: self.world_size]
-        return [self.rows[index] for index in mine.tolist()]
+        return self.rows.take(pa.array(mine.numpy())).to_pylist()
 
     def _microbatches(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """`rows` in microbatches: on every rank as many as on the rank with the most."""

@@ -1,13 +1,14 @@
 """Model locations: what a config may name, where it is on disk, and whether it can be used."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from pear_ray.artifacts.manifest import folder_fingerprint
+from pear_ray.artifacts.manifest import file_fingerprint, folder_fingerprint
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.gguf import convert_gguf_package
-from pear_ray.errors import InputError
+from pear_ray.errors import ConfigError, InputError
 
 EMBEDDED = "embedded:"
 GGUF_PACKAGE = "gguf:"
@@ -39,6 +40,23 @@ def resolve_model(location: str) -> Path:
         folder = _from_hub(location)
     check_model_folder(folder)
     return folder
+
+
+def resolve_behavior(behavior: str | dict[str, str]) -> dict[str, Path]:
+    """The checked folder of each source's behavior model; the source `*` is any.
+
+    Raises:
+        InputError: As `resolve_model`; the message names the source.
+    """
+    if isinstance(behavior, str):
+        return {"*": resolve_model(behavior)}
+    found = {}
+    for source, location in behavior.items():
+        try:
+            found[source] = resolve_model(location)
+        except (ConfigError, InputError) as error:
+            raise type(error)(f"source {source!r}: {error}") from error
+    return found
 
 
 def check_model_folder(folder: Path) -> None:
@@ -75,6 +93,18 @@ def max_positions(folder: Path) -> int | None:
     return _read_json(folder / "config.json").get("max_position_embeddings")
 
 
+def vocab_size(folder: Path) -> int:
+    """How many ids the model of `folder` has embeddings for.
+
+    Raises:
+        InputError: Its config does not say.
+    """
+    size = _read_json(folder / "config.json").get("vocab_size")
+    if not isinstance(size, int):
+        raise InputError(f"{folder}/config.json: no vocab_size; this is not a language model")
+    return size
+
+
 def vocabulary_fingerprint(folder: Path) -> str:
     """Identity of a tokenizer: two models with the same one give every text the same ids."""
     file = next(folder / name for name in TOKENIZER_FILES if (folder / name).exists())
@@ -82,6 +112,21 @@ def vocabulary_fingerprint(folder: Path) -> str:
         return file.read_bytes().hex()[:64]
     tree = _read_json(file)
     return json.dumps([tree.get("model", tree), tree.get("added_tokens")], sort_keys=True)
+
+
+def provenance(folder: Path) -> dict[str, str]:
+    """What a score was made with: identities of weights, tokenizer and template, quantisation."""
+    quantisation = _read_json(folder / "config.json").get("quantization_config") or {}
+    template = folder / "chat_template.jinja"
+    return {
+        "model": str(folder),
+        "fingerprint": model_fingerprint(folder),
+        "vocabulary": hashlib.sha256(vocabulary_fingerprint(folder).encode()).hexdigest()[:20],
+        "template": file_fingerprint(
+            template if template.exists() else folder / "tokenizer_config.json"
+        ),
+        "quantisation": str(quantisation.get("quant_method", "none")),
+    }
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -138,7 +138,8 @@ def load_run_data(run_dir: Path) -> RunData:
 def _load_corpus(run_dir: Path) -> CorpusLengths:
     lengths = [
         _row_sums(_column(batch, "loss_mask"), _column(batch, "loss_mask"))
-        for batch in _batches(run_dir / "collect" / "corpus.parquet", ["loss_mask"])
+        for path in _parts(run_dir / "collect" / "corpus")
+        for batch in _batches(path, ["loss_mask"])
     ]
     scored = run_dir / "score" / "scored"
     means = []
@@ -208,6 +209,14 @@ def _load_evaluation(evaluate_dir: Path) -> Evaluation:
         raise ArtifactError(
             f"{path}: not results of this version ({error!r}); run the stage `evaluate` again"
         ) from error
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The Parquet files of a table that is a folder of them."""
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise ArtifactError(f"{folder}: not there; run the stage `{folder.parent.name}`")
+    return files
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

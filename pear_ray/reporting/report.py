@@ -91,7 +91,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     took = sum(m.finished - m.started for m in data.manifests.values())
     return [
         ("policy", config.models.policy),
-        ("behavior", config.models.behavior),
+        ("behavior", _behavior_words(config.models.behavior)),
         ("SFT weights", level),
         ("SFT", f"{config.sft.num_epochs} epoch, {config.sft.global_batch_size} per step"),
         ("RL", rl),
@@ -142,3 +142,9 @@ def _versions(data: RunData) -> Table:
         for (package, version), stages in sorted(found.items())
     ]
     return Table(["package", "version", "used by"], rows)
+
+
+def _behavior_words(behavior: str | dict[str, str]) -> str:
+    if isinstance(behavior, str):
+        return behavior
+    return ", ".join(f"{source}: {model}" for source, model in behavior.items())

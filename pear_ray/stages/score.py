@@ -1,19 +1,20 @@
 """score: behavior log-probs of exactly the corpus's tokens, audited against transformers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pear_ray.artifacts import manifest
+from pear_ray.artifacts.scores import ANY_SOURCE, join_scores
 from pear_ray.artifacts.tables import CORPUS, SCORED, read_table
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.scoring import ScoringJob, score_corpus
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.hf_scorer import reference_logprobs
-from pear_ray.engines.model_files import model_fingerprint, resolve_model
-from pear_ray.errors import ArtifactError, EngineError
+from pear_ray.engines.model_files import provenance, resolve_behavior
+from pear_ray.errors import EngineError
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -21,104 +22,106 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     """Write `score/scored/*.parquet` and its manifest.
 
     Raises:
-        EngineError: The engine failed, or the audit found log-probs that transformers does not.
-        ArtifactError: Scored rows are not exactly the corpus's rows.
+        InputError: A source of the corpus has no behavior model.
+        EngineError: An engine failed, or the audit found log-probs that transformers does not.
+        ArtifactError: Scores are not of exactly the corpus's token ids.
     """
     log = MetricsLog(run_dir, run=config.name, stage="score", attempt=attempt)
     stage_dir, corpus_dir = run_dir / "score", run_dir / "collect"
-    manifest.require_manifest(corpus_dir)
-    behavior = resolve_model(config.models.behavior)
-    corpus = read_table(corpus_dir / "corpus.parquet", CORPUS)
-    job = ScoringJob(
-        config=config,
-        model=behavior,
-        corpus=corpus_dir / "corpus.parquet",
-        output=stage_dir / "scored",
-    )
+    counts = manifest.require_manifest(corpus_dir).counts
+    models = resolve_behavior(config.models.behavior)
+    job = ScoringJob(config=config, corpus=corpus_dir / "corpus", folder=stage_dir, models=models)
+    num_rows, num_tokens = int(counts["rows"]), int(counts["tokens"])
     with ray_session(config.cluster):
         seconds = score_corpus(
             job,
-            progress=lambda rows: log.log({"score/rows": rows}, step=rows, num_steps=len(corpus)),
+            progress=lambda rows: log.log({"score/rows": rows}, step=rows, num_steps=num_rows),
         )
-    scored = read_table(stage_dir / "scored", SCORED).sort_by("example_id")
-    check_same_rows(corpus.sort_by("example_id"), scored)
-    audit = _audit(config, behavior, scored) | _as_sampled(corpus, scored)
-    num_tokens = sum(len(ids) for ids in scored["token_ids"])
+    join_scores(job.corpus, stage_dir, keep_given=config.score.given == "keep")
+    audits = {source: _audit(config, job, source) for source in models}
+    found = _summary(list(audits.values()))
     log.log(
-        audit | {"score/rows": len(scored), "score/tokens_per_s": num_tokens / seconds},
-        step=len(scored),
-        num_steps=len(scored),
+        found | {"score/rows": num_rows, "score/tokens_per_s": num_tokens / seconds},
+        step=num_rows,
+        num_steps=num_rows,
     )
     return manifest.complete(
         stage_dir,
-        counts={"rows": len(scored), "tokens": num_tokens},
-        details=audit
+        counts={"rows": num_rows, "tokens": num_tokens},
+        details=found
         | {
-            "behavior_model": config.models.behavior,
-            "behavior_fingerprint": model_fingerprint(behavior),
-            "engine": "vllm",
-            "dtype": config.models.dtype,
-            "temperature": 1.0,
+            "sources": {
+                source: provenance(model)
+                | {
+                    "engine": "vllm",
+                    "dtype": config.models.dtype,
+                    "temperature": 1.0,
+                    "audit": audits[source],
+                }
+                for source, model in models.items()
+            },
+            "given_logprobs": config.score.given,
         },
     )
 
 
-def check_same_rows(corpus: pa.Table, scored: pa.Table) -> None:
-    """See that both tables (sorted by id) hold the same ids with the same tokens and masks.
-
-    Raises:
-        ArtifactError: They do not; nothing is ever cut to the shorter.
-    """
-    if len(corpus) != len(scored):
-        raise ArtifactError(
-            f"the corpus has {len(corpus)} rows and {len(scored)} are scored; remove the run's "
-            "score folder and score again"
-        )
-    for column in ("example_id", "source", "token_ids", "loss_mask"):
-        if not corpus[column].combine_chunks().equals(scored[column].combine_chunks()):
-            raise ArtifactError(
-                f"scored rows differ from the corpus in {column}; remove the run's score folder "
-                "and score again"
-            )
-    lengths = [len(ids) for ids in scored["token_ids"]]
-    if lengths != [len(values) for values in scored["behavior_logprobs"]]:
-        raise ArtifactError("some scored rows have another number of log-probs than tokens")
-
-
-def _audit(config: RunConfig, behavior: Path, scored: pa.Table) -> dict[str, Any]:
-    """Score a spread of rows again with transformers in float32 and compare.
+def _audit(config: RunConfig, job: ScoringJob, source: str) -> dict[str, float]:
+    """Score a spread of the source's rows again with transformers in float32 and compare.
 
     Raises:
         EngineError: The mean difference is above `score.max_audit_gap`.
     """
-    wanted = min(config.score.audit_rows, len(scored))
-    if not wanted:
+    rows = list(_audited_rows(config, job, source))
+    if not rows:
         return {}
-    places = np.linspace(0, len(scored) - 1, wanted).round().astype(int)
-    rows = scored.take(pa.array(places)).to_pylist()
-    again = reference_logprobs(behavior, [row["token_ids"] for row in rows])
-    gaps = np.concatenate([_gaps(row, values) for row, values in zip(rows, again, strict=True)])
-    mean, largest = float(gaps.mean()), float(gaps.max())
-    if not mean <= config.score.max_audit_gap:
+    again = reference_logprobs(job.models[source], [row["token_ids"] for row in rows])
+    found = _gap_figures("audit_gap", zip(rows, again, strict=True))
+    if not found["audit_gap/mean"] <= config.score.max_audit_gap:
         raise EngineError(
-            f"the engine's log-probs differ from transformers' by {mean:.3g} nats per token on "
-            f"{wanted} rows (score.max_audit_gap={config.score.max_audit_gap:g}, largest "
-            f"{largest:.3g}); the scores cannot be trusted: check dtype, quantisation and model"
+            f"the engine's log-probs of {job.models[source]} differ from transformers' by "
+            f"{found['audit_gap/mean']:.3g} nats per token on {len(rows)} rows "
+            f"(score.max_audit_gap={config.score.max_audit_gap:g}, largest "
+            f"{found['audit_gap/max']:.3g}); the scores cannot be trusted: check dtype, "
+            "quantisation and model"
         )
-    return {"score/audit_gap/mean": mean, "score/audit_gap/max": largest}
+    # How far scores are from what was kept while sampling, where that came with the rows.
+    given = [(row, row["given_logprobs"]) for row in rows if row["given_logprobs"] is not None]
+    return found | (_gap_figures("given_gap", given) if given else {})
 
 
-def _as_sampled(corpus: pa.Table, scored: pa.Table) -> dict[str, Any]:
-    """How far scores are from the log-probs kept while sampling, where the corpus has them."""
-    rows = corpus.sort_by("example_id").select(["sampled_logprobs", "loss_mask"]).to_pylist()
-    gaps = [
-        _gaps(row | {"behavior_logprobs": values.as_py()}, row["sampled_logprobs"])
-        for row, values in zip(rows, scored["behavior_logprobs"], strict=True)
-        if row["sampled_logprobs"] is not None
-    ]
-    return {"score/sampled_gap/mean": float(np.concatenate(gaps).mean())} if gaps else {}
+def _audited_rows(config: RunConfig, job: ScoringJob, source: str) -> Iterator[dict[str, Any]]:
+    """Rows of the source that an engine scored, spread over the corpus."""
+    files = sorted((job.folder / "scored").glob("*.parquet"))
+    wanted = min(config.score.audit_rows, len(files) * config.score.audit_rows)
+    chosen = [files[place] for place in np.linspace(0, len(files) - 1, wanted).round().astype(int)]
+    for file in sorted(set(chosen)):
+        scored = read_table(file, SCORED).to_pylist()
+        given = read_table(job.corpus / file.name, CORPUS)["given_logprobs"].to_pylist()
+        rows = [
+            row | {"given_logprobs": values}
+            for row, values in zip(scored, given, strict=True)
+            if source in (ANY_SOURCE, row["source"])
+            and not (config.score.given == "keep" and values is not None)
+        ]
+        count = min(chosen.count(file), len(rows))
+        for place in np.linspace(0, len(rows) - 1, count).round().astype(int):
+            yield rows[place]
 
 
-def _gaps(row: dict[str, Any], other: list[float]) -> np.ndarray:
-    mask = np.asarray(row["loss_mask"], dtype=bool)
-    return np.abs(np.asarray(row["behavior_logprobs"]) - np.asarray(other))[mask]
+def _gap_figures(name: str, pairs: Any) -> dict[str, float]:
+    gaps = np.concatenate(
+        [
+            np.abs(np.asarray(row["behavior_logprobs"]) - np.asarray(other))[row["loss_mask"]]
+            for row, other in pairs
+        ]
+    )
+    return {f"{name}/mean": float(gaps.mean()), f"{name}/max": float(gaps.max())}
+
+
+def _summary(audits: list[dict[str, float]]) -> dict[str, float]:
+    """The worst source's figures."""
+    names = {name for audit in audits for name in audit}
+    return {
+        f"score/{name}": max(audit[name] for audit in audits if name in audit)
+        for name in sorted(names)
+    }

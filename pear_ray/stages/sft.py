@@ -6,7 +6,7 @@ from pear_ray.artifacts import manifest
 from pear_ray.artifacts.tables import WEIGHT_SAMPLES, read_table, write_rows
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.session import ray_session
-from pear_ray.distributed.sft_loop import num_sft_steps, sft_loop
+from pear_ray.distributed.sft_loop import num_sft_steps, sft_loop, training_rows
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.engines.model_files import resolve_model
 
@@ -33,7 +33,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         )
     samples = read_table(stage_dir / "weight_samples", WEIGHT_SAMPLES).to_pylist()
     write_rows(stage_dir / "weight_samples.parquet", samples, WEIGHT_SAMPLES)
-    num_rows = int(scored.counts["rows"])
+    num_rows = len(training_rows(run_dir))
     return manifest.complete(
         stage_dir,
         counts={

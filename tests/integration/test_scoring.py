@@ -24,7 +24,7 @@ def scoring_config() -> RunConfig:
                 "dtype": "float32",
                 "max_model_len": 160,
             },
-            "corpus": {"kind": "jsonl", "path": "unused"},
+            "corpus": {"kind": "dataset", "path": "unused"},
             "score": {"rows_per_block": 4},
             "sft": {"optimizer": {"learning_rate": 1e-3}},
             "rl": {"problems": game, "optimizer": {"learning_rate": 1e-3}, "num_steps": 1},

@@ -26,7 +26,7 @@ def run_config(tmp_path: Path, **sft: Any) -> RunConfig:
                 "dtype": "float32",
                 "max_model_len": 160,
             },
-            "corpus": {"kind": "jsonl", "path": "unused"},
+            "corpus": {"kind": "dataset", "path": "unused"},
             "sft": {"optimizer": {"learning_rate": 1e-3}, "global_batch_size": 8} | sft,
             "rl": {
                 "problems": {"games": [GAME], "size": 16, "seed": 2},

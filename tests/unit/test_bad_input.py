@@ -15,7 +15,7 @@ GOOD_ROW = json.dumps({"prompt": "1 + 2 =", "completion": "3"})
 RUN = """\
 name: bad
 models: {policy: embedded:student, behavior: embedded:teacher, dtype: float32, max_model_len: 96}
-corpus: {kind: jsonl, path: corpus.jsonl}
+corpus: {kind: dataset, path: corpus.jsonl}
 sft: {optimizer: {learning_rate: 1e-3}}
 rl:
   problems: {games: [{name: chain_sum}], size: 4}

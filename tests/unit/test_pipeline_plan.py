@@ -27,7 +27,7 @@ def run_config(corpus: Path, **changes: Any) -> RunConfig:
     tree: dict[str, Any] = {
         "name": "t",
         "models": {"policy": "p", "behavior": "b", "max_model_len": 64},
-        "corpus": {"kind": "jsonl", "path": str(corpus)},
+        "corpus": {"kind": "dataset", "path": str(corpus)},
         "sft": {"optimizer": {"learning_rate": 1e-3}},
         "rl": {"problems": GAMES, "optimizer": {"learning_rate": 1e-4}, "num_steps": 1},
         "evaluate": {"problems": GAMES},

@@ -1,8 +1,10 @@
 """One in-process vLLM engine: samples completions, scores given ids, takes new weights."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from vllm import LLM, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.logprobs import FlatLogprobs
@@ -11,7 +13,7 @@ from vllm.outputs import CompletionOutput
 from pear_ray.engines.policy import Policy
 from pear_ray.engines.vllm import weights
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
-from pear_ray.errors import EngineError
+from pear_ray.errors import EngineError, OutOfMemoryError
 from pear_ray.records import Completion, FinishReason
 
 CPU_BATCHED_TOKENS = 4096  # bounds the logits of one prefill
@@ -29,7 +31,8 @@ class VllmEngine:
                 dtype=spec.dtype,
                 # Scoring asks for one token more than it is given, and throws it away.
                 max_model_len=spec.max_model_len + 1,
-                max_num_seqs=spec.max_num_seqs,
+                # vLLM wants room for a token of every sequence in a pass.
+                max_num_seqs=min(spec.max_num_seqs, spec.chunk_tokens or spec.max_num_seqs),
                 # Rollouts share prompts; scoring must not cache.
                 enable_prefix_caching=takes_weights,
                 logprobs_mode="processed_logprobs",
@@ -82,13 +85,15 @@ class VllmEngine:
         batch.
 
         Raises:
+            OutOfMemoryError: Memory did not do for so many at once; fewer may be tried.
             EngineError: The engine returned another number of log-probs than ids.
         """
         params = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
         )
         requests = [{"prompt_token_ids": list(ids)} for ids in sequences]
-        outputs = self.llm.generate(requests, params, use_tqdm=False)
+        with self._nothing_left_behind():
+            outputs = self.llm.generate(requests, params, use_tqdm=False)
         return [
             _prompt_logprobs(output.prompt_logprobs, ids)
             for output, ids in zip(outputs, sequences, strict=True)
@@ -97,6 +102,24 @@ class VllmEngine:
     def weight_sender(self, policy: Policy) -> weights.WeightSender:
         """The channel from `policy` (plain or FSDP2-sharded) into this engine."""
         return weights.WeightSender(self.llm, policy)
+
+    @contextlib.contextmanager
+    def _nothing_left_behind(self) -> Iterator[None]:
+        """Drop the requests of a call that failed: the next would answer them beside its own.
+
+        Raises:
+            OutOfMemoryError: That is what failed.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            waiting = list(self.llm.llm_engine.output_processor.request_states)
+            self.llm.llm_engine.abort_request(waiting, internal=True)
+            if not _is_out_of_memory(error):
+                raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise OutOfMemoryError(str(error)) from error
 
     def _completion(self, sample: CompletionOutput) -> Completion:
         token_ids = list(sample.token_ids)
@@ -108,9 +131,19 @@ class VllmEngine:
         )
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
+
+
 def _device_options(spec: EngineSpec) -> dict[str, object]:
+    chunked: dict[str, object] = {}
+    if spec.chunk_tokens:
+        chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": spec.chunk_tokens}
     if spec.device == "cuda":
-        return {"gpu_memory_utilization": spec.gpu_memory_fraction}
+        return {"gpu_memory_utilization": spec.gpu_memory_fraction, **chunked}
+    if chunked:
+        return {"enforce_eager": True, **chunked}
     return {
         "enforce_eager": True,
         # A seeded request whose prompt is cut over two batches fails on CPU in vLLM 0.32 (it

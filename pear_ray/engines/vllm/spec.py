@@ -15,6 +15,8 @@ class EngineSpec:
         gpu_memory_fraction: Share of the GPU's memory to take (CUDA only).
         max_num_seqs: Most sequences decoded at once.
         seed: Seed of the engine's own sampler; requests carry their own.
+        chunk_tokens: Most tokens of one forward pass, longer prompts being cut; None leaves it to
+            vLLM. It bounds the logits that scoring holds at once.
     """
 
     model: str
@@ -24,6 +26,7 @@ class EngineSpec:
     gpu_memory_fraction: float = 0.85
     max_num_seqs: int = 256
     seed: int = 0
+    chunk_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 MINIMAL = """\
 name: tiny
 models: {policy: models/base, behavior: models/teacher}
-corpus: {kind: jsonl, path: corpus.jsonl}
+corpus: {kind: dataset, path: corpus.jsonl}
 sft: {optimizer: {learning_rate: 1e-5}}
 rl:
   problems: {games: [{name: chain_sum}, {name: countdown}], size: 10}

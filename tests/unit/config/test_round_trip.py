@@ -40,7 +40,7 @@ def test_floats_stay_exact(rate: float) -> None:
         f"""
         name: tiny
         models: {{policy: a, behavior: b}}
-        corpus: {{kind: jsonl, path: c}}
+        corpus: {{kind: dataset, path: c}}
         sft: {{optimizer: {{learning_rate: {rate!r}}}}}
         rl:
           problems: {{games: [{{name: x}}], size: 1}}

@@ -14,7 +14,7 @@ def run_config(**cluster: object) -> RunConfig:
         {
             "name": "t",
             "models": {"policy": "embedded:student", "behavior": "embedded:teacher"},
-            "corpus": {"kind": "jsonl", "path": "unused"},
+            "corpus": {"kind": "dataset", "path": "unused"},
             "sft": {"optimizer": {"learning_rate": 1e-3}},
             "rl": {"problems": GAMES, "optimizer": {"learning_rate": 1e-4}, "num_steps": 1},
             "evaluate": {"problems": GAMES},

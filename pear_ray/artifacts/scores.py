@@ -1,0 +1,195 @@
+"""Scores on disk: blocks of log-probs as engines write them, joined to the corpus they are of.
+
+A block's file holds no ids, only a hash of them: scores join the corpus by place, and the hash says
+that they were made from the ids that stand there.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pear_ray.artifacts.tables import CORPUS, SCORED, read_table, write_rows
+from pear_ray.errors import ArtifactError, InputError
+
+ANY_SOURCE = "*"
+_BLOCK = pa.schema(
+    [
+        pa.field("place", pa.int64(), nullable=False),
+        pa.field("ids_hash", pa.int64(), nullable=False),
+        pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Rows of one part of the corpus and one source that are scored and written together.
+
+    Attributes:
+        part: File name of the corpus's part.
+        begin: Place of its first row in the part.
+        end: Place after its last row.
+        source: Its behavior policy, or `*` for any.
+        source_index: Number of the source, for the file's name.
+        num_rows: How many rows between `begin` and `end` are of that source.
+    """
+
+    part: str
+    begin: int
+    end: int
+    source: str
+    source_index: int
+    num_rows: int
+
+    def file(self, stage_dir: Path) -> Path:
+        """Where the block's scores go."""
+        stem = self.part.removesuffix(".parquet")
+        return stage_dir / "blocks" / stem / f"{self.begin:09d}-{self.source_index}.parquet"
+
+
+def plan_blocks(
+    corpus: Path,
+    *,
+    sources: Sequence[str],
+    rows_per_block: int,
+    at_least: int,
+    keep_given: bool,
+) -> list[Block]:
+    """Every block that has a row to score, in order.
+
+    Args:
+        corpus: Folder of the corpus's parts.
+        sources: Sources with a behavior model; `["*"]` when one model is for all.
+        rows_per_block: Rows of a block, fewer where `at_least` would not be reached.
+        at_least: A small corpus is cut into so many blocks, so that no engine idles.
+        keep_given: Whether rows that came with log-probs are left out.
+
+    Raises:
+        InputError: A source of the corpus has no model.
+    """
+    files = sorted(corpus.glob("*.parquet"))
+    num_rows = sum(pq.read_metadata(file).num_rows for file in files)
+    size = max(1, min(rows_per_block, -(-num_rows // at_least)))
+    blocks = []
+    for file in files:
+        table = pq.read_table(file, columns=["source", "given_logprobs"])
+        names = np.array(table["source"].to_pylist())
+        wanted = np.ones(len(names), dtype=bool)
+        if keep_given:
+            wanted = table["given_logprobs"].is_null().to_numpy()
+        _check_sources(names[wanted], sources)
+        for begin in range(0, len(names), size):
+            end = min(begin + size, len(names))
+            for index, source in enumerate(sources):
+                own = wanted[begin:end] & ((names[begin:end] == source) | (source == ANY_SOURCE))
+                if own.any():
+                    blocks.append(
+                        Block(
+                            part=file.name,
+                            begin=begin,
+                            end=end,
+                            source=source,
+                            source_index=index,
+                            num_rows=int(own.sum()),
+                        )
+                    )
+    return blocks
+
+
+def rows_to_score(part: pa.Table, block: Block, *, keep_given: bool) -> list[dict[str, Any]]:
+    """The block's rows, each with its `place` in the part."""
+    rows = part.slice(block.begin, block.end - block.begin).to_pylist()
+    return [
+        row | {"place": block.begin + offset}
+        for offset, row in enumerate(rows)
+        if block.source in (ANY_SOURCE, row["source"])
+        and not (keep_given and row["given_logprobs"] is not None)
+    ]
+
+
+def write_block(
+    stage_dir: Path,
+    block: Block,
+    rows: Sequence[dict[str, Any]],
+    logprobs: Iterable[Sequence[float]],
+) -> None:
+    """Write one block's scores, whole or not at all."""
+    path = block.file(stage_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scored = [
+        {"place": row["place"], "ids_hash": ids_hash(row["token_ids"]), "logprobs": values}
+        for row, values in zip(rows, logprobs, strict=True)
+    ]
+    write_rows(path, scored, _BLOCK)
+
+
+def ids_hash(token_ids: Sequence[int]) -> int:
+    """A 64-bit hash of token ids, as a signed integer."""
+    digest = hashlib.blake2b(np.asarray(token_ids, dtype=np.int32).tobytes(), digest_size=8)
+    return int.from_bytes(digest.digest(), signed=True)
+
+
+def join_scores(corpus: Path, stage_dir: Path, *, keep_given: bool) -> None:
+    """Write `scored/`, part by part in the corpus's order, from the corpus and the blocks.
+
+    Raises:
+        ArtifactError: A row has no score, or one of other ids or another length; nothing is ever
+            cut to the shorter.
+    """
+    folder = stage_dir / "scored"
+    folder.mkdir(exist_ok=True)
+    for file in sorted(corpus.glob("*.parquet")):
+        if (folder / file.name).exists():
+            continue
+        rows = read_table(file, CORPUS).to_pylist()
+        found = dict(_block_rows(stage_dir / "blocks" / file.stem))
+        for place, row in enumerate(rows):
+            row["behavior_logprobs"] = _scores_of(row, found.get(place), keep_given=keep_given)
+        kept = [{name: row[name] for name in SCORED.names} for row in rows]
+        write_rows(folder / file.name, kept, SCORED)
+    shutil.rmtree(stage_dir / "blocks", ignore_errors=True)
+
+
+def _block_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for file in sorted(folder.glob("*.parquet")):
+        for row in read_table(file, _BLOCK).to_pylist():
+            yield row["place"], row
+
+
+def _scores_of(
+    row: dict[str, Any], scored: dict[str, Any] | None, *, keep_given: bool
+) -> list[float]:
+    again = "remove the run's score folder and score again"
+    if keep_given and row["given_logprobs"] is not None:
+        values = row["given_logprobs"]
+    elif scored is None:
+        raise ArtifactError(f"example {row['example_id']!r} was not scored; {again}")
+    elif scored["ids_hash"] != ids_hash(row["token_ids"]):
+        raise ArtifactError(f"example {row['example_id']!r} was scored on other token ids; {again}")
+    else:
+        values = scored["logprobs"]
+    if len(values) != len(row["token_ids"]):
+        raise ArtifactError(
+            f"example {row['example_id']!r} has {len(row['token_ids'])} tokens and {len(values)} "
+            f"log-probs; {again}"
+        )
+    return values
+
+
+def _check_sources(names: np.ndarray, sources: Sequence[str]) -> None:
+    if ANY_SOURCE in sources:
+        return
+    missing = sorted(set(names.tolist()) - set(sources))
+    if missing:
+        raise InputError(
+            f"models.behavior has no model for source {', '.join(map(repr, missing))} of the "
+            f"corpus (it has {', '.join(sources)}); name one for each, give one model for all, or "
+            "set score.given=keep where the rows bring log-probs"
+        )

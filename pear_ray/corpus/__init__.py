@@ -1,0 +1,1 @@
+"""Any corpus in: where its rows are, what each means, which cannot be used. No Ray, no engine."""
