@@ -1,4 +1,4 @@
-"""Text to token ids, once, with the target model's tokenizer and chat template."""
+"""Text to token ids, once, with a model's own tokenizer and chat template."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence

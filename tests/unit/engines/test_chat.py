@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from byte_pairs import byte_pair_chat
+from other_tokenizers import byte_pair_chat
 from tokenizers import AddedToken
 from transformers import ByT5Tokenizer
 

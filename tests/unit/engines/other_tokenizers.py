@@ -1,4 +1,4 @@
-"""A tokenizer unlike the embedded one: byte-level BPE, with its own template and end token."""
+"""Tokenizers unlike the embedded one, with a template and an end token of their own."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def byte_pair_chat(
     normalizer: object = None,
     trim_offsets: bool = False,
 ) -> ChatTokenizer:
-    """Trained here, saved to `folder` and loaded from it as any model's is."""
+    """Byte-level BPE; trained here, saved to `folder` and loaded from it as any model's is."""
     end = end_token or AddedToken("</s>", normalized=False, special=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer
@@ -53,6 +53,29 @@ def byte_pair_chat(
     tokenizer.add_special_tokens([end])
     if trim_offsets:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return saved(tokenizer, end, template, folder)
+
+
+def word_mark_chat(folder: Path, *, marks: str, byte_fallback: bool = True) -> ChatTokenizer:
+    """BPE over words that begin with a mark, as SentencePiece writes them (Llama 2, Gemma)."""
+    end = AddedToken("</s>", normalized=False, special=True)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=byte_fallback))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=marks)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Metaspace(prepend_scheme=marks), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        limit_alphabet=40,
+        special_tokens=["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT[:1] * 4, trainer)
+    tokenizer.add_special_tokens([end, AddedToken("[assistant]\n", normalized=False)])
+    return saved(tokenizer, end, TEMPLATE, folder)
+
+
+def saved(tokenizer: Tokenizer, end: AddedToken, template: str, folder: Path) -> ChatTokenizer:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
     fast.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
