@@ -34,6 +34,25 @@ def flat_weights(policy, behavior, sequence_ids, loss_mask, **kwargs):
     return out
 
 
+def flat_span_log_weights(policy, behavior, sequence_ids, loss_mask, span_ids, *, gamma):
+    """`g_t` when only totals over spans are known; 0 outside the mask."""
+    out = [0.0] * len(policy)
+    kept = [i for i, keep in enumerate(loss_mask) if keep]
+    for sequence in sorted({sequence_ids[i] for i in kept}):
+        own = [i for i in kept if sequence_ids[i] == sequence]
+        spans = [[i for i in own if span_ids[i] == s] for s in sorted({span_ids[i] for i in own})]
+        totals = [math.fsum(policy[i] - behavior[i] for i in span) for span in spans]
+        d = [
+            len(s) * min(max(total / len(s), -0.08), 0.30)
+            for s, total in zip(spans, totals, strict=True)
+        ]
+        for number, span in enumerate(spans):
+            num_after = sum(map(len, spans[number + 1 :]))
+            for i in span:
+                out[i] = num_after * math.log(gamma) + math.fsum(d[number + 1 :])
+    return out
+
+
 def loss(losses, weight, sequence_ids, loss_mask, *, reduction):
     """One reduction of a whole batch, straight from its definition."""
     kept = [i for i, keep in enumerate(loss_mask) if keep]
