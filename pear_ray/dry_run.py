@@ -21,7 +21,7 @@ def describe(config: RunConfig, *, only: str | None = None) -> str:
     stages = [s for s in pipeline.plan(config, run_dir, models) if only in (None, s.name)]
     to_make = [stage.name for stage in stages if not stage.is_current]
     if "collect" in to_make:
-        preflight.check_corpus(config, models.policy)
+        preflight.check_corpus(config, models)
     if {"collect", "rl", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
     lines = [

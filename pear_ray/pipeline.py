@@ -53,6 +53,7 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
             [settings, config.models.max_model_len],
             rows=corpus_fingerprint(config.corpus),
             policy=models.policy_fingerprint,
+            aligned=models.behavior_fingerprint if config.models.align == "bytes" else "",
         )
     else:
         add(
@@ -63,7 +64,7 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
         )
     add(
         "score",
-        [tree["score"], engine],
+        [tree["score"], engine, config.models.align],
         corpus=found["collect"],
         behavior=models.behavior_fingerprint,
     )
@@ -96,7 +97,7 @@ def run(config: RunConfig, *, only: str | None = None) -> Path:
     if only is not None:
         _require_inputs(stages, only, run_dir)
     if "collect" in to_make:
-        preflight.check_corpus(config, models.policy)
+        preflight.check_corpus(config, models)
     if {"collect", "rl", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
     if config.cluster.address is None and ENGINE_STAGES.intersection(to_make):

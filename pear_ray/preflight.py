@@ -43,11 +43,13 @@ def check_models(config: RunConfig) -> Models:
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
     behavior = _naming("models.behavior", lambda: resolve_behavior(config.models.behavior))
     for source, model in behavior.items():
-        if vocabulary_fingerprint(policy) != vocabulary_fingerprint(model):
+        same = vocabulary_fingerprint(policy) == vocabulary_fingerprint(model)
+        if not same and config.models.align == "refuse":
             raise InputError(
                 f"models.policy={config.models.policy} and models.behavior={model} (source "
                 f"{source!r}) have different vocabularies: log-probs of one's tokens mean nothing "
-                "for the other's; choose a behavior model with the policy's tokenizer"
+                "for the other's; choose a behavior model with the policy's tokenizer, or set "
+                "models.align=bytes"
             )
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:
@@ -59,7 +61,7 @@ def check_models(config: RunConfig) -> Models:
     return Models(policy, behavior, model_fingerprint(policy), json.dumps(identities))
 
 
-def check_corpus(config: RunConfig, policy: Path) -> None:
+def check_corpus(config: RunConfig, models: Models) -> None:
     """Look at a corpus's files and first rows as the collect stage will.
 
     Raises:
@@ -68,15 +70,11 @@ def check_corpus(config: RunConfig, policy: Path) -> None:
     """
     # Loading a tokenizer takes seconds: only a run that makes its corpus pays for it.
     from pear_ray.corpus.finish import preview  # noqa: PLC0415
-    from pear_ray.corpus.prepare import PrepareJob  # noqa: PLC0415
+    from pear_ray.corpus.prepare import prepare_job  # noqa: PLC0415
 
     if isinstance(config.corpus, DatasetCorpus):
-        job = PrepareJob(
-            corpus=config.corpus,
-            model=policy,
-            max_model_len=config.models.max_model_len,
-            folder=Path(),  # a preview writes nothing
-        )
+        # A preview writes nothing.
+        job = prepare_job(config, config.corpus, models.policy, models.behavior, folder=Path())
         preview(find_parts(config.corpus), job)
 
 

@@ -24,6 +24,7 @@ _BLOCK = pa.schema(
         pa.field("place", pa.int64(), nullable=False),
         pa.field("ids_hash", pa.int64(), nullable=False),
         pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
+        pa.field("span_ids", pa.list_(pa.int32())),
     ]
 )
 
@@ -52,6 +53,14 @@ class Block:
         """Where the block's scores go."""
         stem = self.part.removesuffix(".parquet")
         return stage_dir / "blocks" / stem / f"{self.begin:09d}-{self.source_index}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One example's log-probs, 0 where nothing trains, and their spans where they come in such."""
+
+    logprobs: Sequence[float]
+    span_ids: Sequence[int] | None = None
 
 
 def plan_blocks(
@@ -118,16 +127,21 @@ def write_block(
     stage_dir: Path,
     block: Block,
     rows: Sequence[dict[str, Any]],
-    logprobs: Iterable[Sequence[float]],
+    scored: Iterable[Scores],
 ) -> None:
-    """Write one block's scores, whole or not at all."""
+    """Write one block's scores, one for each of `rows`, whole or not at all."""
     path = block.file(stage_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scored = [
-        {"place": row["place"], "ids_hash": ids_hash(row["token_ids"]), "logprobs": values}
-        for row, values in zip(rows, logprobs, strict=True)
+    table = [
+        {
+            "place": row["place"],
+            "ids_hash": ids_hash(row["token_ids"]),
+            "logprobs": each.logprobs,
+            "span_ids": each.span_ids,
+        }
+        for row, each in zip(rows, scored, strict=True)
     ]
-    write_rows(path, scored, _BLOCK)
+    write_rows(path, table, _BLOCK)
 
 
 def ids_hash(token_ids: Sequence[int]) -> int:
@@ -151,7 +165,8 @@ def join_scores(corpus: Path, stage_dir: Path, *, keep_given: bool) -> None:
         rows = read_table(file, CORPUS).to_pylist()
         found = dict(_block_rows(stage_dir / "blocks" / file.stem))
         for place, row in enumerate(rows):
-            row["behavior_logprobs"] = _scores_of(row, found.get(place), keep_given=keep_given)
+            scores = _scores_of(row, found.get(place), keep_given=keep_given)
+            row |= {"behavior_logprobs": scores.logprobs, "span_ids": scores.span_ids}
         kept = [{name: row[name] for name in SCORED.names} for row in rows]
         write_rows(folder / file.name, kept, SCORED)
     shutil.rmtree(stage_dir / "blocks", ignore_errors=True)
@@ -163,24 +178,22 @@ def _block_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield row["place"], row
 
 
-def _scores_of(
-    row: dict[str, Any], scored: dict[str, Any] | None, *, keep_given: bool
-) -> list[float]:
+def _scores_of(row: dict[str, Any], scored: dict[str, Any] | None, *, keep_given: bool) -> Scores:
     again = "remove the run's score folder and score again"
     if keep_given and row["given_logprobs"] is not None:
-        values = row["given_logprobs"]
+        found = Scores(row["given_logprobs"])
     elif scored is None:
         raise ArtifactError(f"example {row['example_id']!r} was not scored; {again}")
     elif scored["ids_hash"] != ids_hash(row["token_ids"]):
         raise ArtifactError(f"example {row['example_id']!r} was scored on other token ids; {again}")
     else:
-        values = scored["logprobs"]
-    if len(values) != len(row["token_ids"]):
+        found = Scores(scored["logprobs"], scored["span_ids"])
+    if len(found.logprobs) != len(row["token_ids"]):
         raise ArtifactError(
-            f"example {row['example_id']!r} has {len(row['token_ids'])} tokens and {len(values)} "
-            f"log-probs; {again}"
+            f"example {row['example_id']!r} has {len(row['token_ids'])} tokens and "
+            f"{len(found.logprobs)} log-probs; {again}"
         )
-    return values
+    return found
 
 
 def _check_sources(names: np.ndarray, sources: Sequence[str]) -> None:

@@ -53,6 +53,8 @@ SCORED = pa.schema(
     [
         *_EXAMPLE,
         pa.field("behavior_logprobs", pa.list_(pa.float32()), nullable=False),
+        # Only where the behavior model has another tokenizer: -1 outside the loss mask.
+        pa.field("span_ids", pa.list_(pa.int32())),
     ]
 )
 WEIGHT_SAMPLES = pa.schema(

@@ -82,6 +82,11 @@ class DatasetCorpus(Section):
     """Rows prepared, written and taken up again together."""
 
 
+def train_on(corpus: SampledCorpus | DatasetCorpus) -> Literal["all", "last"]:
+    """Which assistant turns train; a sampled row has one."""
+    return corpus.train_on if isinstance(corpus, DatasetCorpus) else "all"
+
+
 CorpusConfig = Annotated[SampledCorpus | DatasetCorpus, Field(discriminator="kind")]
 
 

@@ -57,6 +57,35 @@ class RunConfig(Section):
                     f"{field}={count} does not split over cluster.num_trainers={ranks} ranks; "
                     f"make it a multiple of {ranks}, or set cluster.num_trainers to a divisor"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _aligned_weights(self) -> "RunConfig":
+        weights, align = self.sft.weights, self.models.align
+        if align == "bytes" and self.corpus.kind == "sampled":
+            raise ValueError(
+                "models.align=bytes is for chats that are there as text (corpus.kind=dataset); a "
+                "sampled corpus wants behavior models with the policy's tokenizer"
+            )
+        spans = ("span", "sequence")
+        if align == "bytes" and self.corpus.kind == "dataset" and self.corpus.too_long == "cut":
+            raise ValueError(
+                "corpus.too_long=cut parts a chat from the text that models.align=bytes aligns; "
+                "use drop"
+            )
+        if weights.kind == "pear" and align == "bytes" and weights.level not in spans:
+            raise ValueError(
+                f"sft.weights.level={weights.level} needs a log-prob per token, and "
+                "models.align=bytes has one per span only; set it to span or sequence"
+            )
+        if weights.kind == "pear" and align != "bytes" and weights.level == "span":
+            raise ValueError(
+                "sft.weights.level=span is for models.align=bytes; use token, block or sequence"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> "RunConfig":
         largest = max(self.evaluate.k, default=0)
         if largest > self.evaluate.num_samples:
             raise ValueError(

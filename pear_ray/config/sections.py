@@ -16,6 +16,10 @@ class ModelsConfig(Section):
     behavior: str | dict[str, str]
     """The model whose distribution the corpus comes from: a folder, a hub name, or
     `embedded:teacher`; where several wrote it, one for each `source` of the corpus."""
+    align: Literal["refuse", "bytes"] = "refuse"
+    """What becomes of a behavior model with another tokenizer: refused, or scored on its own ids of
+    the same chats, its log-probs going to the spans of bytes that both tokenizations share. That
+    is ours, not the paper's; PEAR's weights then have `level: span` or `sequence`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Computation dtype of the vLLM engines, and of training on CUDA. Weights in training are kept
     in float32, and on CPU training computes in it as well."""

@@ -18,11 +18,11 @@ class PearWeights(Section):
     """PEAR (arXiv 2602.01058): a token weighs as much as its continuation suits the policy."""
 
     kind: Literal["pear"] = "pear"
-    level: Literal["token", "block", "sequence"] = "token"
-    """What shares a weight: each token its own, blocks of `block_size` tokens, or the whole
-    sequence."""
+    level: Literal["token", "block", "sequence", "span"] = "token"
+    """What shares a weight: each token its own, blocks of `block_size` tokens, the whole sequence,
+    or (with `models.align: bytes` only) the spans that both tokenizations share."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.999
-    """Discount per token of continuation (token and block level)."""
+    """Discount per token of continuation (all levels but sequence)."""
     block_size: Annotated[int, Field(gt=0)] = 4
     """Tokens per block (block level)."""
     log_ratio_clip_low: Annotated[float, Field(le=0)] = -0.08

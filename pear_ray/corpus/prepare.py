@@ -3,7 +3,7 @@
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 from pear_ray.artifacts.run_dir import write_json
 from pear_ray.artifacts.tables import CORPUS, QUARANTINE, TableWriter
 from pear_ray.config.corpus import DatasetCorpus
+from pear_ray.config.run import RunConfig
 from pear_ray.corpus.parts import Part
 from pear_ray.corpus.read import read_rows
 from pear_ray.corpus.rows import BadRow, Reason, RowReader
@@ -29,12 +30,15 @@ class PrepareJob:
         model: Folder of the target model: its tokenizer, template and vocabulary.
         max_model_len: Longest example, in tokens.
         folder: The collect stage's folder.
+        aligned: Source and folder of each behavior model whose tokenizer is another; empty where
+            all have the target's.
     """
 
     corpus: DatasetCorpus
     model: Path
     max_model_len: int
     folder: Path
+    aligned: tuple[tuple[str, Path], ...] = ()
 
     def rows_file(self, index: int) -> Path:
         """Where the examples of part `index` go."""
@@ -47,6 +51,25 @@ class PrepareJob:
     def summary_file(self, index: int) -> Path:
         """What says that the part is done; written last."""
         return self.folder / "parts" / f"part-{index:06d}.json"
+
+
+def prepare_job(
+    config: RunConfig,
+    corpus: DatasetCorpus,
+    policy: Path,
+    behavior: Mapping[str, Path],
+    *,
+    folder: Path,
+) -> PrepareJob:
+    """The run's job of preparing `corpus` into `folder`."""
+    aligned = tuple(behavior.items()) if config.models.align == "bytes" else ()
+    return PrepareJob(
+        corpus=corpus,
+        model=policy,
+        max_model_len=config.models.max_model_len,
+        folder=folder,
+        aligned=aligned,
+    )
 
 
 @dataclass(slots=True)
@@ -147,6 +170,7 @@ def row_reader(job: PrepareJob) -> RowReader:
         chat=ChatTokenizer(job.model),
         vocab_size=vocab_size(job.model),
         max_model_len=job.max_model_len,
+        behavior={source: ChatTokenizer(model) for source, model in job.aligned},
     )
 
 

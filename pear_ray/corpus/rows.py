@@ -1,13 +1,15 @@
 """One row of a corpus as an example of the target model's ids, or why it cannot be one."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from pear_ray.config.corpus import DatasetCorpus
+from pear_ray.engines.byte_alignment import align_messages
 from pear_ray.engines.chat import ChatTokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -22,6 +24,7 @@ class Reason(StrEnum):
     EMPTY = "empty"
     BAD_ROLES = "bad_roles"
     TEMPLATE = "template"
+    ALIGNMENT = "alignment"
     NO_TRAINABLE_TOKEN = "no_trainable_token"
     TOO_LONG = "too_long"
     ID_OUT_OF_VOCABULARY = "id_out_of_vocabulary"
@@ -50,12 +53,15 @@ class RowReader:
         chat: The target model's tokenizer.
         vocab_size: Ids must be below it.
         max_model_len: Longest example, in tokens.
+        behavior: The tokenizer of each source's behavior model (`*`: any source) where it is
+            another than the target's.
     """
 
     corpus: DatasetCorpus
     chat: ChatTokenizer
     vocab_size: int
     max_model_len: int
+    behavior: Mapping[str, ChatTokenizer] = dataclasses.field(default_factory=dict)
 
     def example(self, tree: Any, *, file: str, row: int) -> tuple[dict[str, Any], bool]:
         """The row as a row of `artifacts.tables.CORPUS`, and whether it was cut.
@@ -85,12 +91,14 @@ class RowReader:
                 )
             token_ids, loss_mask = token_ids[: self.max_model_len], loss_mask[: self.max_model_len]
             given = given[: self.max_model_len] if given is not None else None
+        source = _text(tree, columns.source, self.corpus.source)
+        self._check_alignment(messages, source)
         # The first token never trains: nothing before it predicts it.
         if not any(loss_mask[1:]):
             raise BadRow(Reason.NO_TRAINABLE_TOKEN, "", "no token of it trains")
         example = {
             "example_id": self._example_id(tree, file, row),
-            "source": _text(tree, columns.source, self.corpus.source),
+            "source": source,
             "is_negative": self._is_negative(tree),
             "problem_id": None,
             "file": file,
@@ -107,6 +115,27 @@ class RowReader:
             return self.chat.example(messages, train_on=self.corpus.train_on)
         except ValueError as error:
             raise BadRow(Reason.TEMPLATE, self.corpus.columns.messages, str(error)) from error
+
+    def _check_alignment(self, messages: list[dict[str, str]] | None, source: str) -> None:
+        """See that a behavior model with another tokenizer can score the row."""
+        behavior = self.behavior.get(source) or self.behavior.get("*")
+        if behavior is None:
+            return
+        field = self.corpus.columns.messages
+        if messages is None:
+            raise BadRow(Reason.ALIGNMENT, field, "models.align=bytes needs the chat's text")
+        try:
+            found = align_messages(self.chat, behavior, messages, train_on=self.corpus.train_on)
+        except ValueError as error:
+            raise BadRow(Reason.ALIGNMENT, field, str(error)) from error
+        length = len(found.behavior_ids)
+        if length > self.max_model_len:
+            raise BadRow(
+                Reason.TOO_LONG,
+                field,
+                f"{length} tokens of the behavior model, more than "
+                f"models.max_model_len={self.max_model_len}",
+            )
 
     def _messages(self, tree: dict[str, Any]) -> list[dict[str, str]]:
         columns = self.corpus.columns

@@ -16,7 +16,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from pear_ray.artifacts import scores
-from pear_ray.artifacts.scores import Block
+from pear_ray.artifacts.scores import Block, Scores
 from pear_ray.artifacts.tables import CORPUS, read_table
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import (
@@ -27,6 +27,7 @@ from pear_ray.distributed.capacity import (
 )
 from pear_ray.distributed.samplers import engine_errors
 from pear_ray.engines.backing_off import BackingOff
+from pear_ray.engines.scored_ids import ids_to_score
 from pear_ray.errors import EngineError
 
 REPORT_S = 1.0
@@ -62,6 +63,7 @@ class BehaviorScorer:
         config = job.config
         torch.set_num_threads(num_threads(config.cluster))
         self._job = job
+        self._ids = ids_to_score(config, job.models[source])
         self._engine = VllmEngine(
             engine_spec(config, job.models[source], chunk_tokens=config.score.chunk_tokens)
         )
@@ -82,8 +84,8 @@ class BehaviorScorer:
         rows = scores.rows_to_score(
             self._read_part(self._job.corpus, block.part), block, keep_given=score.given == "keep"
         )
-        logprobs = self._score([row["token_ids"] for row in rows])
-        scores.write_block(self._job.folder, block, rows, map(_checked, logprobs, rows))
+        found = self._ids.scored(rows, self._score)
+        scores.write_block(self._job.folder, block, rows, map(_checked, found, rows))
         return len(rows)
 
 
@@ -91,18 +93,15 @@ def _read_part(corpus: Path, part: str) -> pa.Table:
     return read_table(corpus / part, CORPUS)
 
 
-def _checked(values: Any, row: dict[str, Any]) -> list[float]:
-    """The log-probs of one row, 0 where nothing trains."""
-    kept = [
-        float(value) if trains else 0.0
-        for value, trains in zip(values, row["loss_mask"], strict=True)
-    ]
-    if not all(-float("inf") < value <= MAX_LOG_PROB for value in kept):  # NaN is in no range
+def _checked(scored: Scores, row: dict[str, Any]) -> Scores:
+    """The scores of one row, if they can be log-probs."""
+    values = scored.logprobs
+    if not all(-float("inf") < value <= MAX_LOG_PROB for value in values):  # NaN is in no range
         raise EngineError(
             f"example {row['example_id']}: the engine gave log-probs that are not finite or above "
-            f"0 (between {min(kept)} and {max(kept)}); check the behavior model and its dtype"
+            f"0 (between {min(values)} and {max(values)}); check the behavior model and its dtype"
         )
-    return kept
+    return scored
 
 
 def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:

@@ -21,6 +21,7 @@ from pear_ray.algorithms.pear import (
     pear_sequence_weights,
     pear_token_weights,
 )
+from pear_ray.algorithms.pear_spans import pear_span_sequence_weights, pear_span_weights
 from pear_ray.algorithms.reduce import loss_denominator, loss_numerator
 from pear_ray.artifacts.tables import SCORED, WEIGHT_SAMPLES, read_table, write_rows
 from pear_ray.config import sft as sft_config
@@ -32,7 +33,6 @@ from pear_ray.engines.policy import load_policy, shard
 from pear_ray.engines.trainer import Trainer, gather_over_ranks
 from pear_ray.telemetry.metrics_log import MetricsLog
 
-ALIGNED = ("behavior_logprobs",)
 NUM_SAMPLED_STEPS = 5
 SAMPLED_TOKENS = 4000  # of such a step, whose weights are kept for the report
 
@@ -93,6 +93,8 @@ def token_weights(
             clipped_log_ratios=measured.clipped_log_ratios,
         )
     ratio_clip, weight_clip = _clips(config)
+    if "span_ids" in batch.aligned:
+        return _span_weights(arguments, batch.aligned["span_ids"].long(), config)
     weigh = {
         "token": functools.partial(pear_token_weights, gamma=config.gamma),
         "block": functools.partial(
@@ -101,6 +103,17 @@ def token_weights(
         "sequence": pear_sequence_weights,
     }[config.level]
     return weigh(*arguments, log_ratio_clip=ratio_clip, log_weight_clip=weight_clip)
+
+
+def _span_weights(
+    arguments: tuple[torch.Tensor, ...], span_ids: torch.Tensor, config: sft_config.PearWeights
+) -> PearWeights:
+    """Weights where the behavior model has another tokenizer, with one log-prob per span."""
+    ratio_clip, weight_clip = _clips(config)
+    clips = {"log_ratio_clip": ratio_clip, "log_weight_clip": weight_clip}
+    if config.level == "sequence":
+        return pear_span_sequence_weights(*arguments, span_ids, **clips)
+    return pear_span_weights(*arguments, span_ids, gamma=config.gamma, **clips)
 
 
 class SftWorker:
@@ -114,6 +127,9 @@ class SftWorker:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.chat = ChatTokenizer(job.model)
         self.rows = training_rows(job.run_dir)
+        # Spans are small whole numbers, which float32 holds exactly.
+        spans = ("span_ids",) if job.config.models.align == "bytes" else ()
+        self.aligned = ("behavior_logprobs", *spans)
         self.num_steps = num_sft_steps(job.config, num_rows=len(self.rows))
         policy = shard(
             load_policy(job.model),
@@ -181,7 +197,7 @@ class SftWorker:
         batch = collate(
             [Row(row["token_ids"], row["loss_mask"], row) for row in rows],
             pad_id=self.chat.pad_id,
-            names=ALIGNED,
+            names=self.aligned,
             device=self.device,
         )
         logprobs = self.trainer.policy(batch, temperature=1.0)

@@ -7,11 +7,11 @@ from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.finish import finish
 from pear_ray.corpus.parts import find_parts
-from pear_ray.corpus.prepare import PartSummary, PrepareJob
+from pear_ray.corpus.prepare import PartSummary, prepare_job
 from pear_ray.distributed.collecting import sample_corpus
 from pear_ray.distributed.preparing import prepare_parts
 from pear_ray.distributed.session import ray_session
-from pear_ray.engines.model_files import resolve_model
+from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -53,12 +53,9 @@ def _prepare(
 ) -> PartSummary:
     """Read, check and tokenise every part of a corpus that is there."""
     parts = find_parts(corpus)
-    job = PrepareJob(
-        corpus=corpus,
-        model=resolve_model(config.models.policy),
-        max_model_len=config.models.max_model_len,
-        folder=stage_dir,
-    )
+    policy = resolve_model(config.models.policy)
+    behavior = resolve_behavior(config.models.behavior)
+    job = prepare_job(config, corpus, policy, behavior, folder=stage_dir)
     with ray_session(config.cluster):
         prepare_parts(
             parts,

@@ -1,6 +1,7 @@
 """score: behavior log-probs of exactly the corpus's tokens, audited against transformers."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pear_ray.distributed.scoring import ScoringJob, score_corpus
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.hf_scorer import reference_logprobs
 from pear_ray.engines.model_files import provenance, resolve_behavior
+from pear_ray.engines.scored_ids import ids_to_score
 from pear_ray.errors import EngineError
 from pear_ray.telemetry.metrics_log import MetricsLog
 
@@ -61,6 +63,8 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
                 for source, model in models.items()
             },
             "given_logprobs": config.score.given,
+            # `bytes` is our extension of the paper: log-probs of spans, not of tokens.
+            "align": config.models.align,
         },
     )
 
@@ -74,8 +78,10 @@ def _audit(config: RunConfig, job: ScoringJob, source: str) -> dict[str, float]:
     rows = list(_audited_rows(config, job, source))
     if not rows:
         return {}
-    again = reference_logprobs(job.models[source], [row["token_ids"] for row in rows])
-    found = _gap_figures("audit_gap", zip(rows, again, strict=True))
+    again = ids_to_score(config, job.models[source]).scored(
+        rows, functools.partial(reference_logprobs, job.models[source])
+    )
+    found = _gap_figures("audit_gap", [(r, e.logprobs) for r, e in zip(rows, again, strict=True)])
     if not found["audit_gap/mean"] <= config.score.max_audit_gap:
         raise EngineError(
             f"the engine's log-probs of {job.models[source]} differ from transformers' by "
@@ -96,19 +102,21 @@ def _audited_rows(config: RunConfig, job: ScoringJob, source: str) -> Iterator[d
     chosen = [files[place] for place in np.linspace(0, len(files) - 1, wanted).round().astype(int)]
     for file in sorted(set(chosen)):
         scored = read_table(file, SCORED).to_pylist()
-        given = read_table(job.corpus / file.name, CORPUS)["given_logprobs"].to_pylist()
+        corpus = read_table(job.corpus / file.name, CORPUS).to_pylist()
         rows = [
-            row | {"given_logprobs": values}
-            for row, values in zip(scored, given, strict=True)
+            one | row
+            for one, row in zip(corpus, scored, strict=True)
             if source in (ANY_SOURCE, row["source"])
-            and not (config.score.given == "keep" and values is not None)
+            and not (config.score.given == "keep" and one["given_logprobs"] is not None)
         ]
         count = min(chosen.count(file), len(rows))
         for place in np.linspace(0, len(rows) - 1, count).round().astype(int):
             yield rows[place]
 
 
-def _gap_figures(name: str, pairs: Any) -> dict[str, float]:
+def _gap_figures(
+    name: str, pairs: Sequence[tuple[dict[str, Any], Sequence[float]]]
+) -> dict[str, float]:
     gaps = np.concatenate(
         [
             np.abs(np.asarray(row["behavior_logprobs"]) - np.asarray(other))[row["loss_mask"]]
