@@ -1,15 +1,11 @@
-"""`report.html`: one self-contained file that needs no network and runs no script."""
+"""`report.html`: what a run did, on one page."""
 
-import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pear_ray.reporting.load import CHECKPOINTS, RunData, load_run_data
 from pear_ray.reporting.outcome import example_problems
+from pear_ray.reporting.page import Table, render_page, write_page
 from pear_ray.reporting.sections import build_sections
 from pear_ray.reporting.words import (
     CHECKPOINT_WORDS,
@@ -24,14 +20,6 @@ SHOWN_WARNINGS = 40
 _TEMPLATE = "report.html.j2"
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Words in rows; the first column names the row."""
-
-    headers: list[str]
-    rows: list[list[str]]
-
-
 def write_report(run_dir: Path, out_path: Path) -> None:
     """Write the report of the run in `run_dir` to `out_path`, whole or not at all.
 
@@ -40,25 +28,15 @@ def write_report(run_dir: Path, out_path: Path) -> None:
     Raises:
         InputError: `run_dir` does not exist.
     """
-    html = render_report(load_run_data(run_dir))
-    partial = out_path.with_name(f".{out_path.name}.{os.getpid()}")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(out_path)
+    write_page(out_path, render_report(load_run_data(run_dir)))
 
 
 def render_report(data: RunData) -> str:
     """The page as HTML; everything that comes from the run is escaped."""
-    environment = Environment(
-        loader=PackageLoader("pear_ray.reporting", "."),
-        autoescape=True,  # completions and warnings are text from a model: never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = Markup  # ours: drawn by matplotlib, which escapes its texts
     evaluation = data.evaluation
     sentences = verdict(evaluation) if evaluation and evaluation.checkpoints else []
-    return environment.get_template(_TEMPLATE).render(
+    return render_page(
+        _TEMPLATE,
         name=data.name,
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         facts=_facts(data),
