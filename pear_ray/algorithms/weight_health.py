@@ -147,6 +147,13 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
     return metrics
 
 
+def position_deciles(loss_tokens: LossTokens) -> Int[Tensor, " loss_token"]:
+    """`floor(10 (t-1) / T)`: which tenth of its sequence each loss token is in, from 0."""
+    index = loss_tokens.sequence_index
+    place = torch.arange(index.numel(), device=index.device) - loss_tokens.starts[index]
+    return torch.div(place * NUM_DECILES, loss_tokens.counts[index], rounding_mode="floor")
+
+
 def _sequence_ess_fractions(
     weights: Float[Tensor, " loss_token"], loss_tokens: LossTokens
 ) -> Float[Tensor, " sequence"]:
@@ -164,8 +171,7 @@ def _position_sums(
     index = loss_tokens.sequence_index
     counts = loss_tokens.counts[index]
     place = torch.arange(weights.numel(), device=weights.device) - loss_tokens.starts[index]
-    decile = torch.div(place * NUM_DECILES, counts, rounding_mode="floor")
-    masses = weights.new_zeros(NUM_DECILES).index_add_(0, decile, weights)
+    masses = weights.new_zeros(NUM_DECILES).index_add_(0, position_deciles(loss_tokens), weights)
     # ceil(T / 10): a sequence of six tokens still has a last one.
     last = torch.div(counts + NUM_DECILES - 1, NUM_DECILES, rounding_mode="floor")
     sums = {f"decile_{decile}_weight": mass for decile, mass in enumerate(masses)}

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from pear_ray.algorithms.loss_tokens import select_loss_tokens
 from pear_ray.algorithms.pear import PearWeights, pear_token_weights
-from pear_ray.algorithms.weight_health import finalise, merge, weight_sums
+from pear_ray.algorithms.weight_health import finalise, merge, position_deciles, weight_sums
 
 
 def by_hand():
@@ -92,3 +93,10 @@ def test_merge_by_prefix():
     right = {"tokens": 5.0, "min/x": -4.0, "max/x": 1.0, "extra": 1.0}
     assert merge(left, right) == {"tokens": 7.0, "min/x": -4.0, "max/x": 3.0, "extra": 1.0}
     assert left == {"tokens": 2.0, "min/x": -1.0, "max/x": 3.0}
+
+
+def test_deciles_by_hand():
+    ids = torch.tensor([0] * 20 + [1] * 3)
+    loss_tokens = select_loss_tokens(ids, torch.ones(23, dtype=torch.bool))
+    twenty = [k // 2 for k in range(20)]
+    assert position_deciles(loss_tokens).tolist() == [*twenty, 0, 3, 6]
