@@ -1,12 +1,13 @@
 """Pages: one self-contained HTML file that needs no network and runs no script."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ def render_page(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = Markup  # ours: drawn by matplotlib, which escapes its texts
+    environment.filters["code"] = _code
     return environment.get_template(template).render(**content)
 
 
@@ -35,3 +37,8 @@ def write_page(path: Path, html: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(html, encoding="utf-8")
     partial.replace(path)
+
+
+def _code(text: str) -> Markup:
+    """`text`, escaped, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +47,10 @@ _STYLE = {
 _MARKED_POINTS = 30  # few points want to be seen one by one; many make a line
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.1
 _MARGIN = 0.125  # holds tick labels of six characters and the axis label
-_TOP = (0.97, 0.91, 0.86)  # of the axes, under a legend of so many rows
-_LEGEND_ROW_CHARS = 58  # as many as fit above a figure of that width
+_TOP = 0.97  # of the axes
+_LEGEND_TOP, _LEGEND_ROW = 0.96, 0.05  # with a legend: less for each of its rows
+_LEGEND_ROW_CHARS, _HANDLE_CHARS = 76, 5  # as many as fit above a figure; a line sample's share
+_LEGEND_COLUMNS = 2  # when one row does not do
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def new_axes(*, x_label: str, y_label: str, wide: bool = False) -> tuple["Figure
         figure = Figure(figsize=(_WIDTH_IN * (2 if wide else 1), _HEIGHT_IN))
         # Fixed margins: measuring every text for a layout would double the time to draw.
         margin = _MARGIN / 2 if wide else _MARGIN
-        figure.subplots_adjust(left=margin, right=0.985, bottom=0.155, top=_TOP[0])
+        figure.subplots_adjust(left=margin, right=0.985, bottom=0.155, top=_TOP)
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -136,13 +138,14 @@ def line_chart(
     return chart(figure, title=title, caption=caption)
 
 
-def log_axis(axes: "Axes") -> None:
-    """A logarithmic y axis whose ticks are plain text."""
+def log_axis(axes: "Axes", *, along: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis whose ticks are plain text."""
     from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: PLC0415
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    (axes.set_xscale if along == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def whole_steps(axes: "Axes") -> None:
@@ -195,12 +198,13 @@ def name_bars(axes: "Axes", values: Sequence[float], *, unit: str = "") -> None:
 def legend(axes: "Axes") -> None:
     """Names above the plot, where they can hide nothing."""
     labels = axes.get_legend_handles_labels()[1]
-    in_one_row = sum(map(len, labels)) <= _LEGEND_ROW_CHARS
-    axes.figure.subplots_adjust(top=_TOP[1 if in_one_row else 2])
+    in_one_row = sum(len(label) + _HANDLE_CHARS for label in labels) <= _LEGEND_ROW_CHARS
+    rows = 1 if in_one_row else -(-len(labels) // _LEGEND_COLUMNS)
+    axes.figure.subplots_adjust(top=_LEGEND_TOP - _LEGEND_ROW * rows)
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=5 if in_one_row else 2,
+        ncols=len(labels) if in_one_row else _LEGEND_COLUMNS,
         fontsize=8,
         frameon=False,
         labelcolor=INK,
