@@ -13,6 +13,7 @@ from pear_ray.config.run import RunConfig, load_run
 from pear_ray.errors import PearRayError
 
 STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
+SHOWN_ROWS = 3  # by `pear inspect`
 INTERRUPTED = 130  # the shell's convention for a Ctrl-C
 
 
@@ -38,6 +39,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
     if parsed.command == "status":
         return _status(parsed.run_dir)
+    if parsed.command == "inspect":
+        _quieten()
+        inspection = importlib.import_module("pear_ray.inspection")
+        return inspection.run_inspect(parsed.artifact, num_rows=parsed.rows, html=parsed.html)
     config = load_run(parsed.run_file, parsed.overrides)
     only = None if parsed.command == "run" else parsed.command
     if parsed.dry_run:
@@ -104,9 +109,24 @@ def _parser() -> argparse.ArgumentParser:
         )
     status = commands.add_parser("status", help="where a run is, from any terminal")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
+    inspect.add_argument(
+        "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
+    )
+    inspect.add_argument(
+        "--rows", type=_count, default=SHOWN_ROWS, metavar="N", help=f"rows to show ({SHOWN_ROWS})"
+    )
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write the same as one page")
     doctor = commands.add_parser("doctor", help="check this machine and the installation")
     doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
     return parser
+
+
+def _count(text: str) -> int:
+    """An argument that counts something: 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows; use 0 or more")
+    return int(text)
 
 
 if __name__ == "__main__":
