@@ -27,7 +27,8 @@ MIN_LAST_TENTH_EXCESS = 2.0
 # Fewer than one token in five decides the gradient: its noise is that of a fifth of the batch.
 MIN_ESS_FRACTION = 0.2
 # A hundred tokens that differ by this much, all one way, move a weight by a tenth: below it, PEAR
-# has nothing to tell apart. The same model scored twice by one engine differs by less.
+# has nothing to tell apart. Two float32 scorings of one model differ by under 0.00001; bfloat16 may
+# hide a copy from this rule.
 MIN_LOG_RATIO_ABSOLUTE_MEAN = 0.001
 # Weights that all but equal each other: at 0.95 their standard deviation is 23 % of their mean.
 MAX_ESS_FRACTION = 0.95
