@@ -11,9 +11,10 @@ from pathlib import Path
 from pear_ray import __version__
 from pear_ray.config.run import RunConfig, load_run
 from pear_ray.errors import PearRayError
+from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
-STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
 SHOWN_ROWS = 3  # by `pear inspect`
+PAGES = {"diagnose": "diagnose/diagnose.html"}  # what to look at, where it is not the report
 INTERRUPTED = 130  # the shell's convention for a Ctrl-C
 
 
@@ -50,10 +51,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     _quieten()
     pipeline = importlib.import_module("pear_ray.pipeline")
     run_dir = pipeline.run(config, only=only)
-    report = run_dir / "report" / "report.html"
+    page = PAGES.get(parsed.command, "report/report.html")
     sys.stdout.write(f"run folder: {run_dir}\n")
-    if report.exists():
-        sys.stdout.write(f"report:     {report}\n")
+    if (run_dir / page).exists():
+        sys.stdout.write(f"report:     {run_dir / page}\n")
     return 0
 
 
@@ -97,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         "rl": "GRPO from the SFT checkpoint",
         "evaluate": "pass@k of every checkpoint",
         "report": "one HTML file of what the run did",
+        "diagnose": "before training: what PEAR would do with the scored corpus",
     }
-    for name in ("run", *STAGES):
+    for name in ("run", *STAGES, *ON_DEMAND_STAGES):
         command = commands.add_parser(name, help=helps[name], description=helps[name])
         command.add_argument("run_file", type=Path, metavar="RUN.yaml")
         command.add_argument(

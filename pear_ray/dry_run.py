@@ -18,7 +18,8 @@ def describe(config: RunConfig, *, only: str | None = None) -> str:
     run_dir = run_path(config.output_dir, config.name)
     check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
-    stages = [s for s in pipeline.plan(config, run_dir, models) if only in (None, s.name)]
+    planned = pipeline.plan(config, run_dir, models, only=only)
+    stages = [stage for stage in planned if only in (None, stage.name)]
     to_make = [stage.name for stage in stages if not stage.is_current]
     if "collect" in to_make:
         preflight.check_corpus(config, models)

@@ -19,12 +19,14 @@ from pear_ray.corpus.parts import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.errors import ArtifactError, PearRayError
 from pear_ray.preflight import Models
+from pear_ray.records import ON_DEMAND_STAGES, STAGES
 from pear_ray.telemetry.live import LiveView
 from pear_ray.telemetry.metrics_log import MetricRecord, MetricsLog, Record
 from pear_ray.telemetry.trackers import open_trackers
 
 CONFIG_FILE = "config.yaml"
-ENGINE_STAGES = frozenset({"collect", "score", "sft", "rl", "evaluate"})
+BUILDS_ON = {"diagnose": ("collect", "score")}  # of the stages that are made on demand
+ENGINE_STAGES = frozenset({"collect", "score", "diagnose", "sft", "rl", "evaluate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,28 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     add("rl", [tree["rl"], group], sft=found["sft"])
     add("evaluate", [tree["evaluate"], engine, config.seed], sft=found["sft"], rl=found["rl"])
     add("report", tree["name"], **found)
+    add(
+        "diagnose",
+        [tree["sft"]["weights"], engine],
+        scored=found["score"],
+        policy=models.policy_fingerprint,
+    )
     return found
 
 
-def plan(config: RunConfig, run_dir: Path, models: Models) -> list[PlannedStage]:
-    """Every stage in order, with whether its artifact is there already."""
+def plan(
+    config: RunConfig, run_dir: Path, models: Models, *, only: str | None = None
+) -> list[PlannedStage]:
+    """Every stage in order, with whether its artifact is there already.
+
+    One that is made on demand is among them only where it is the stage `only`, right behind the
+    stages that it builds on.
+    """
+    identities = fingerprints(config, models)
+    names = [name for name in STAGES if only not in ON_DEMAND_STAGES or name in BUILDS_ON[only]]
     return [
-        PlannedStage(name, identity, manifest.is_current(run_dir / name, identity))
-        for name, identity in fingerprints(config, models).items()
+        PlannedStage(name, identities[name], manifest.is_current(run_dir / name, identities[name]))
+        for name in (*names, *(name for name in ON_DEMAND_STAGES if name == only))
     ]
 
 
@@ -92,7 +108,7 @@ def run(config: RunConfig, *, only: str | None = None) -> Path:
     run_dir = run_dirs.run_path(config.output_dir, config.name)
     run_dirs.check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
-    stages = plan(config, run_dir, models)
+    stages = plan(config, run_dir, models, only=only)
     to_make = [s.name for s in stages if not s.is_current and only in (None, s.name)]
     if only is not None:
         _require_inputs(stages, only, run_dir)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")  # in order
+ON_DEMAND_STAGES = ("diagnose",)  # made only when asked for by name
+
 
 class RewardStatus(StrEnum):
     """What a verifier could say. `ERRORED` is not a wrong answer: it is no answer at all."""

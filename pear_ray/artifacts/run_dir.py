@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pear_ray.errors import ConfigError, InputError
 
-STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
 IDENTITY_FILE = "run.json"
 LOCK_FILE = "run.lock"
 VERSIONED_PACKAGES = (

@@ -52,7 +52,9 @@ class Block:
     def file(self, stage_dir: Path) -> Path:
         """Where the block's scores go."""
         stem = self.part.removesuffix(".parquet")
-        return stage_dir / "blocks" / stem / f"{self.begin:09d}-{self.source_index}.parquet"
+        # With its end: after a change of cluster, blocks may begin alike and reach elsewhere.
+        name = f"{self.begin:09d}-{self.end:09d}-{self.source_index}.parquet"
+        return stage_dir / "blocks" / stem / name
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +152,14 @@ def ids_hash(token_ids: Sequence[int]) -> int:
     return int.from_bytes(digest.digest(), signed=True)
 
 
-def join_scores(corpus: Path, stage_dir: Path, *, keep_given: bool) -> None:
-    """Write `scored/`, part by part in the corpus's order, from the corpus and the blocks.
+def join_scores(corpus: Path, stage_dir: Path, name: str, *, keep_given: bool) -> None:
+    """Write the folder `name`, part by part in the corpus's order, from the corpus and the blocks.
 
     Raises:
         ArtifactError: A row has no score, or one of other ids or another length; nothing is ever
             cut to the shorter.
     """
-    folder = stage_dir / "scored"
+    folder = stage_dir / name
     folder.mkdir(exist_ok=True)
     for file in sorted(corpus.glob("*.parquet")):
         if (folder / file.name).exists():

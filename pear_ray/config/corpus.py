@@ -101,6 +101,9 @@ class ScoreConfig(Section):
     given: Literal["rescore", "keep"] = "rescore"
     """What becomes of log-probs that came with a row: scored again, or kept as they are (for
     authors that cannot be scored, such as a closed model)."""
+    proxy_sources: list[str] = Field(default=[])
+    """Sources whose behavior model is not what wrote them (people, a closed model): their
+    log-probs are a stand-in, and `diagnose` says so."""
     audit_rows: Annotated[int, Field(ge=0)] = 8
     """Rows scored again with transformers in float32 to check the engine."""
     max_audit_gap: Annotated[float, Field(gt=0)] = 0.05

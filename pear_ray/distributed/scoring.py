@@ -27,6 +27,7 @@ from pear_ray.distributed.capacity import (
 )
 from pear_ray.distributed.samplers import engine_errors
 from pear_ray.engines.backing_off import BackingOff
+from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.engines.scored_ids import ids_to_score
 from pear_ray.errors import EngineError
 
@@ -43,13 +44,17 @@ class ScoringJob:
         config: The run.
         corpus: Folder of the corpus's parts.
         folder: The stage's folder.
-        models: Folder of each source's behavior model; `*` is any source.
+        models: Folder of each source's model; `*` is any source.
+        keep_given: Whether rows that came with log-probs are left out.
+        align: As `models.align`; `refuse` scores the corpus's own ids.
     """
 
     config: RunConfig
     corpus: Path
     folder: Path
     models: dict[str, Path]
+    keep_given: bool
+    align: str
 
 
 class BehaviorScorer:
@@ -63,7 +68,7 @@ class BehaviorScorer:
         config = job.config
         torch.set_num_threads(num_threads(config.cluster))
         self._job = job
-        self._ids = ids_to_score(config, job.models[source])
+        self._ids = ids_to_score(config, job.models[source], align=job.align)
         self._engine = VllmEngine(
             engine_spec(config, job.models[source], chunk_tokens=config.score.chunk_tokens)
         )
@@ -80,10 +85,8 @@ class BehaviorScorer:
         return pa.table({"rows": [self._score_block(block) for block in blocks]})
 
     def _score_block(self, block: Block) -> int:
-        score = self._job.config.score
-        rows = scores.rows_to_score(
-            self._read_part(self._job.corpus, block.part), block, keep_given=score.given == "keep"
-        )
+        part = self._read_part(self._job.corpus, block.part)
+        rows = scores.rows_to_score(part, block, keep_given=self._job.keep_given)
         found = self._ids.scored(rows, self._score)
         scores.write_block(self._job.folder, block, rows, map(_checked, found, rows))
         return len(rows)
@@ -102,6 +105,30 @@ def _checked(scored: Scores, row: dict[str, Any]) -> Scores:
             f"0 (between {min(values)} and {max(values)}); check the behavior model and its dtype"
         )
     return scored
+
+
+def behavior_job(config: RunConfig, run_dir: Path) -> ScoringJob:
+    """Scoring the run's corpus under the behavior models."""
+    return ScoringJob(
+        config=config,
+        corpus=run_dir / "collect" / "corpus",
+        folder=run_dir / "score",
+        models=resolve_behavior(config.models.behavior),
+        keep_given=config.score.given == "keep",
+        align=config.models.align,
+    )
+
+
+def policy_job(config: RunConfig, run_dir: Path) -> ScoringJob:
+    """Scoring the run's corpus under the initial target policy, whose own ids it has."""
+    return ScoringJob(
+        config=config,
+        corpus=run_dir / "collect" / "corpus",
+        folder=run_dir / "diagnose",
+        models={scores.ANY_SOURCE: resolve_model(config.models.policy)},
+        keep_given=False,
+        align="refuse",
+    )
 
 
 def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
@@ -125,7 +152,7 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
         sources=list(job.models),
         rows_per_block=job.config.score.rows_per_block,
         at_least=job.config.cluster.num_samplers,
-        keep_given=job.config.score.given == "keep",
+        keep_given=job.keep_given,
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own view shows progress

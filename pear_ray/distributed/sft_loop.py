@@ -1,5 +1,6 @@
 """The SFT loop of one worker: weighted sums over microbatches, one step per global batch."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +14,7 @@ import torch.distributed as dist
 
 from pear_ray.algorithms import objectives, weight_health
 from pear_ray.algorithms.packing import length_sorted_microbatches
-from pear_ray.algorithms.pear import (
-    LOG_RATIO_CLIP,
-    LOG_WEIGHT_CLIP,
-    PearWeights,
-    pear_block_weights,
-    pear_sequence_weights,
-    pear_token_weights,
-)
-from pear_ray.algorithms.pear_spans import pear_span_sequence_weights, pear_span_weights
+from pear_ray.algorithms.pear import PearWeights
 from pear_ray.algorithms.reduce import loss_denominator, loss_numerator
 from pear_ray.artifacts.tables import SCORED, WEIGHT_SAMPLES, read_table, write_rows
 from pear_ray.config import sft as sft_config
@@ -32,6 +25,7 @@ from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.policy import load_policy, shard
 from pear_ray.engines.trainer import Trainer, gather_over_ranks
 from pear_ray.telemetry.metrics_log import MetricsLog
+from pear_ray.weighting import clips, pear_weights
 
 NUM_SAMPLED_STEPS = 5
 SAMPLED_TOKENS = 4000  # of such a step, whose weights are kept for the report
@@ -76,44 +70,21 @@ def token_weights(
     config: sft_config.UniformWeights | sft_config.PearWeights,
 ) -> PearWeights:
     """The weight of each loss token, with the log-ratios behind it; uniform weights are all 1."""
-    arguments = (
+    spans = batch.aligned.get("span_ids")
+    weigh = functools.partial(
+        pear_weights,
         logprobs,
         batch.aligned["behavior_logprobs"],
         batch.sequence_ids,
         batch.loss_mask,
+        span_ids=None if spans is None else spans.long(),
     )
-    if config.kind == "uniform":
-        # Log-ratios are still worth seeing: they tell what PEAR would have done.
-        measured = pear_token_weights(*arguments, gamma=1.0)
-        ones = torch.ones_like(measured.weights)
-        return PearWeights(
-            weights=ones,
-            log_weights=torch.zeros_like(ones),
-            log_ratios=measured.log_ratios,
-            clipped_log_ratios=measured.clipped_log_ratios,
-        )
-    ratio_clip, weight_clip = _clips(config)
-    if "span_ids" in batch.aligned:
-        return _span_weights(arguments, batch.aligned["span_ids"].long(), config)
-    weigh = {
-        "token": functools.partial(pear_token_weights, gamma=config.gamma),
-        "block": functools.partial(
-            pear_block_weights, gamma=config.gamma, block_size=config.block_size
-        ),
-        "sequence": pear_sequence_weights,
-    }[config.level]
-    return weigh(*arguments, log_ratio_clip=ratio_clip, log_weight_clip=weight_clip)
-
-
-def _span_weights(
-    arguments: tuple[torch.Tensor, ...], span_ids: torch.Tensor, config: sft_config.PearWeights
-) -> PearWeights:
-    """Weights where the behavior model has another tokenizer, with one log-prob per span."""
-    ratio_clip, weight_clip = _clips(config)
-    clips = {"log_ratio_clip": ratio_clip, "log_weight_clip": weight_clip}
-    if config.level == "sequence":
-        return pear_span_sequence_weights(*arguments, span_ids, **clips)
-    return pear_span_weights(*arguments, span_ids, gamma=config.gamma, **clips)
+    if config.kind == "pear":
+        return weigh(config=config)
+    # Log-ratios are still worth seeing: they tell what PEAR would have done.
+    measured = weigh(config=sft_config.PearWeights(level="sequence"))
+    ones = torch.ones_like(measured.weights)
+    return dataclasses.replace(measured, weights=ones, log_weights=torch.zeros_like(ones))
 
 
 class SftWorker:
@@ -208,7 +179,10 @@ class SftWorker:
         flat = (weights.weights, batch.sequence_ids, batch.loss_mask)
         numerator = loss_numerator(losses, *flat, reduction=self.config.reduction)
         self.trainer.backward(numerator)
-        ratio_clip, weight_clip = _clips(self.config.weights)
+        settings = self.config.weights
+        if settings.kind == "uniform":
+            settings = sft_config.PearWeights()  # log-ratios are counted against the paper's bounds
+        ratio_clip, weight_clip = clips(settings)
         sums = weight_health.weight_sums(
             weights,
             logprobs.detach(),
@@ -266,15 +240,3 @@ class SftWorker:
         folder = self.stage_dir / "weight_samples"
         folder.mkdir(exist_ok=True)
         write_rows(folder / f"step-{step + 1:06d}.parquet", kept, WEIGHT_SAMPLES)
-
-
-def _clips(
-    config: sft_config.UniformWeights | sft_config.PearWeights,
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Bounds of log-ratios and of log-weights; the paper's where the config has none."""
-    if config.kind == "uniform":
-        return LOG_RATIO_CLIP, LOG_WEIGHT_CLIP
-    return (
-        (config.log_ratio_clip_low, config.log_ratio_clip_high),
-        (config.log_weight_clip_low, config.log_weight_clip_high),
-    )

@@ -18,9 +18,9 @@ from pear_ray.engines.model_files import resolve_model
 Score = Callable[[Sequence[list[int]]], Sequence[Sequence[float] | np.ndarray]]
 
 
-def ids_to_score(config: RunConfig, behavior: Path) -> "OwnIds | BehaviorIds":
-    """What the run's `models.align` says for the behavior model in `behavior`."""
-    if config.models.align == "refuse":
+def ids_to_score(config: RunConfig, behavior: Path, *, align: str) -> "OwnIds | BehaviorIds":
+    """What `align` (as `models.align`) says for the behavior model in `behavior`."""
+    if align == "refuse":
         return OwnIds()
     return BehaviorIds(
         target=ChatTokenizer(resolve_model(config.models.policy)),

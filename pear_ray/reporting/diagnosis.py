@@ -16,12 +16,7 @@ from torch import Tensor
 
 from pear_ray.algorithms.discount import perfect_ratio_mean_weights
 from pear_ray.algorithms.loss_tokens import select_loss_tokens
-from pear_ray.algorithms.pear import (
-    PearWeights,
-    pear_block_weights,
-    pear_sequence_weights,
-    pear_token_weights,
-)
+from pear_ray.algorithms.pear import PearWeights
 from pear_ray.algorithms.weight_health import (
     NUM_DECILES,
     finalise,
@@ -32,6 +27,7 @@ from pear_ray.algorithms.weight_health import (
 from pear_ray.config import sft as sft_config
 from pear_ray.errors import ArtifactError
 from pear_ray.reporting.diagnosis_rows import ScoredRow
+from pear_ray.weighting import clips, pear_weights
 
 ALL_SOURCES = "all sources"
 LENGTH_QUANTILES = {"min": 0.0, "p05": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
@@ -145,12 +141,16 @@ def diagnose(
 
 def row_weights(rows: Sequence[ScoredRow], settings: sft_config.PearWeights) -> PearWeights:
     """The PEAR weights of `rows`, one after the other, under the initial target policy."""
-    return _pear_weights(_flatten(rows), settings)
+    return _weights_of(_flatten(rows), settings)
 
 
 def discounted_block_size(settings: sft_config.PearWeights) -> int | None:
-    """Tokens that share a discount; None at sequence level, which has none."""
-    return {"token": 1, "block": settings.block_size, "sequence": None}[settings.level]
+    """Tokens that share a discount; None at sequence level, which has none.
+
+    Spans are taken for single tokens, which most of them are.
+    """
+    blocks = {"token": 1, "block": settings.block_size, "span": 1, "sequence": None}
+    return blocks[settings.level]
 
 
 def mean_weights_at(lengths: Sequence[int], settings: sft_config.PearWeights) -> list[float]:
@@ -190,42 +190,29 @@ class _FlatRows:
     behavior_logprobs: Tensor  # [token]
     sequence_ids: Tensor  # [token]
     loss_mask: Tensor  # [token]
+    span_ids: Tensor | None  # [token]
 
 
 def _flatten(rows: Sequence[ScoredRow]) -> _FlatRows:
     num_tokens = torch.tensor([len(row.token_ids) for row in rows])
+    spans = [row.span_ids for row in rows if row.span_ids is not None]
     return _FlatRows(
         torch.from_numpy(np.concatenate([row.policy_logprobs for row in rows])),
         torch.from_numpy(np.concatenate([row.behavior_logprobs for row in rows])),
         torch.repeat_interleave(torch.arange(len(rows)), num_tokens),
         torch.from_numpy(np.concatenate([row.loss_mask for row in rows])),
+        torch.from_numpy(np.concatenate(spans)).long() if spans else None,
     )
 
 
-def _pear_weights(flat: _FlatRows, settings: sft_config.PearWeights) -> PearWeights:
-    arguments = (flat.policy_logprobs, flat.behavior_logprobs, flat.sequence_ids, flat.loss_mask)
-    ratio_clip, weight_clip = _clips(settings)
-    if settings.level == "sequence":
-        return pear_sequence_weights(
-            *arguments, log_ratio_clip=ratio_clip, log_weight_clip=weight_clip
-        )
-    if settings.level == "block":
-        return pear_block_weights(
-            *arguments,
-            gamma=settings.gamma,
-            block_size=settings.block_size,
-            log_ratio_clip=ratio_clip,
-            log_weight_clip=weight_clip,
-        )
-    return pear_token_weights(
-        *arguments, gamma=settings.gamma, log_ratio_clip=ratio_clip, log_weight_clip=weight_clip
-    )
-
-
-def _clips(settings: sft_config.PearWeights) -> tuple[tuple[float, float], tuple[float, float]]:
-    return (
-        (settings.log_ratio_clip_low, settings.log_ratio_clip_high),
-        (settings.log_weight_clip_low, settings.log_weight_clip_high),
+def _weights_of(flat: _FlatRows, settings: sft_config.PearWeights) -> PearWeights:
+    return pear_weights(
+        flat.policy_logprobs,
+        flat.behavior_logprobs,
+        flat.sequence_ids,
+        flat.loss_mask,
+        span_ids=flat.span_ids,
+        config=settings,
     )
 
 
@@ -241,10 +228,10 @@ def _tally(rows: Sequence[ScoredRow], settings: sft_config.PearWeights) -> _Tall
         )
     flat = _flatten(rows)
     try:
-        pear = _pear_weights(flat, settings)
+        pear = _weights_of(flat, settings)
     except ValueError as error:  # log-probs that are not finite
         raise ArtifactError(f"source {source!r}: {error}") from error
-    ratio_clip, weight_clip = _clips(settings)
+    ratio_clip, weight_clip = clips(settings)
     sums = weight_sums(
         pear,
         flat.policy_logprobs,

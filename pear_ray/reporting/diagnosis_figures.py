@@ -136,6 +136,7 @@ def _discount(diagnosis: Diagnosis) -> str:
     return {
         "token": f"gamma {weights.gamma:g}",
         "block": f"gamma {weights.gamma:g}, blocks of {weights.block_size}",
+        "span": f"gamma {weights.gamma:g}",
         "sequence": "sequence level: no discount",
     }[weights.level]
 

@@ -8,23 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pear_ray.artifacts.tables import read_table
+from pear_ray.artifacts.tables import SCORED, read_table
 from pear_ray.errors import ArtifactError
 
 ROWS_PER_BATCH = 64
-# What both folders hold. `diagnose/policy` keeps the name of the log-prob column: there it is the
-# target policy's.
+# Both folders hold the scored table. `diagnose/policy` keeps the name of the log-prob column: there
+# it is the target policy's.
 LOGPROBS_COLUMN = "behavior_logprobs"
-DIAGNOSED = pa.schema(
-    [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("is_negative", pa.bool_(), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("loss_mask", pa.list_(pa.bool_()), nullable=False),
-        pa.field(LOGPROBS_COLUMN, pa.list_(pa.float32()), nullable=False),
-    ]
-)
 _LIST_COLUMNS = ("token_ids", "loss_mask", LOGPROBS_COLUMN)
 
 
@@ -40,6 +30,8 @@ class ScoredRow:
         behavior_logprobs: Nats, [token]; read only where `loss_mask` is True.
         policy_logprobs: Under the initial target policy, nats, [token]; read likewise.
         is_negative: A known-wrong trace, which the token weights are not for.
+        span_ids: The span of each token, -1 outside the loss mask, where the behavior model has
+            another tokenizer and one log-prob per span, [token].
     """
 
     example_id: str
@@ -49,6 +41,7 @@ class ScoredRow:
     behavior_logprobs: NDArray[np.float32]
     policy_logprobs: NDArray[np.float32]
     is_negative: bool = False
+    span_ids: NDArray[np.int32] | None = None
 
 
 def load_diagnosis_rows(score_dir: Path, policy_dir: Path) -> Iterator[list[ScoredRow]]:
@@ -96,7 +89,7 @@ def _read_shard(path: Path) -> pa.Table:
     Raises:
         ArtifactError: It is no such table, has nulls inside a list, or lists of unequal length.
     """
-    table = read_table(path, DIAGNOSED).sort_by("example_id").combine_chunks()
+    table = read_table(path, SCORED).sort_by("example_id").combine_chunks()
     lists = {name: table[name].combine_chunks() for name in _LIST_COLUMNS}
     for name, column in lists.items():
         if column.flatten().null_count:
@@ -116,9 +109,9 @@ def _check_same_rows(behavior: pa.Table, policy: pa.Table, *, shard: Path) -> No
             f"{shard}: {len(behavior)} rows are scored under the behavior policy and {len(policy)} "
             f"under the target policy; {again}"
         )
-    for column in DIAGNOSED.names:
+    for column in SCORED.names:
         left, right = behavior[column].combine_chunks(), policy[column].combine_chunks()
-        if column != LOGPROBS_COLUMN and not left.equals(right):
+        if column not in (LOGPROBS_COLUMN, "span_ids") and not left.equals(right):
             ids = behavior["example_id"].to_pylist()
             pairs = zip(left.to_pylist(), right.to_pylist(), strict=True)
             one = next(row for row, (a, b) in zip(ids, pairs, strict=True) if a != b)
@@ -129,11 +122,13 @@ def _check_same_rows(behavior: pa.Table, policy: pa.Table, *, shard: Path) -> No
 
 
 def _rows(behavior: pa.Table, policy: pa.Table) -> list[ScoredRow]:
+    spans = behavior["span_ids"]
     columns = zip(
         *(behavior[name].to_pylist() for name in ("example_id", "source")),
         *(_arrays(behavior[name]) for name in _LIST_COLUMNS),
         _arrays(policy[LOGPROBS_COLUMN]),
         behavior["is_negative"].to_pylist(),
+        [None] * len(behavior) if spans.null_count else _arrays(spans),
         strict=True,
     )
     return [ScoredRow(*row) for row in columns]

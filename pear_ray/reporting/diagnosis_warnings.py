@@ -300,6 +300,7 @@ def _coarser_level(diagnosis: Diagnosis) -> list[str]:
     coarser = {
         "token": "`sft.weights.level=block` or `sequence`, whose tokens share a weight",
         "block": "a larger `sft.weights.block_size`, or `sft.weights.level=sequence`",
+        "span": "`sft.weights.level=sequence`",
     }
     level = diagnosis.weights.level
     return [coarser[level]] if level in coarser else []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pear_ray.artifacts.manifest import Manifest, read_manifest
 from pear_ray.config.run import RunConfig, load_run
 from pear_ray.errors import ArtifactError, ConfigError, InputError
-from pear_ray.telemetry.follow import STAGES
+from pear_ray.records import STAGES
 from pear_ray.telemetry.metrics_log import (
     METRICS_FILE,
     EventKind,

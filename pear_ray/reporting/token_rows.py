@@ -18,7 +18,7 @@ from pear_ray.reporting.diagnosis import row_weights
 from pear_ray.reporting.diagnosis_rows import LOGPROBS_COLUMN, ScoredRow
 from pear_ray.reporting.token_view import TokenRow
 
-SAMPLED_COLUMN = "sampled_logprobs"
+GIVEN_COLUMN = "given_logprobs"
 # The tables that hold the two sides of a ratio.
 _SCORED, _POLICY = Path("score/scored"), Path("diagnose/policy")
 
@@ -111,8 +111,8 @@ def own_logprobs(run_dir: Path | None, row: TableRow) -> tuple[str, str]:
     if row.values.get(LOGPROBS_COLUMN) is not None:
         is_policy = run_dir is not None and row.file.resolve().is_relative_to(run_dir / _POLICY)
         return LOGPROBS_COLUMN, "policy log-prob" if is_policy else "behavior log-prob"
-    if row.values.get(SAMPLED_COLUMN) is not None:
-        return SAMPLED_COLUMN, "log-prob as sampled"
+    if row.values.get(GIVEN_COLUMN) is not None:
+        return GIVEN_COLUMN, "log-prob as sampled"
     return "", ""
 
 

@@ -11,10 +11,10 @@ from pear_ray.artifacts import manifest
 from pear_ray.artifacts.scores import ANY_SOURCE, join_scores
 from pear_ray.artifacts.tables import CORPUS, SCORED, read_table
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.scoring import ScoringJob, score_corpus
+from pear_ray.distributed.scoring import ScoringJob, behavior_job, score_corpus
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.hf_scorer import reference_logprobs
-from pear_ray.engines.model_files import provenance, resolve_behavior
+from pear_ray.engines.model_files import provenance
 from pear_ray.engines.scored_ids import ids_to_score
 from pear_ray.errors import EngineError
 from pear_ray.telemetry.metrics_log import MetricsLog
@@ -31,16 +31,15 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     log = MetricsLog(run_dir, run=config.name, stage="score", attempt=attempt)
     stage_dir, corpus_dir = run_dir / "score", run_dir / "collect"
     counts = manifest.require_manifest(corpus_dir).counts
-    models = resolve_behavior(config.models.behavior)
-    job = ScoringJob(config=config, corpus=corpus_dir / "corpus", folder=stage_dir, models=models)
+    job = behavior_job(config, run_dir)
     num_rows, num_tokens = int(counts["rows"]), int(counts["tokens"])
     with ray_session(config.cluster):
         seconds = score_corpus(
             job,
             progress=lambda rows: log.log({"score/rows": rows}, step=rows, num_steps=num_rows),
         )
-    join_scores(job.corpus, stage_dir, keep_given=config.score.given == "keep")
-    audits = {source: _audit(config, job, source) for source in models}
+    join_scores(job.corpus, stage_dir, "scored", keep_given=job.keep_given)
+    audits = {source: _audit(config, job, source) for source in job.models}
     found = _summary(list(audits.values()))
     log.log(
         found | {"score/rows": num_rows, "score/tokens_per_s": num_tokens / seconds},
@@ -60,7 +59,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
                     "temperature": 1.0,
                     "audit": audits[source],
                 }
-                for source, model in models.items()
+                for source, model in job.models.items()
             },
             "given_logprobs": config.score.given,
             # `bytes` is our extension of the paper: log-probs of spans, not of tokens.
@@ -78,7 +77,7 @@ def _audit(config: RunConfig, job: ScoringJob, source: str) -> dict[str, float]:
     rows = list(_audited_rows(config, job, source))
     if not rows:
         return {}
-    again = ids_to_score(config, job.models[source]).scored(
+    again = ids_to_score(config, job.models[source], align=job.align).scored(
         rows, functools.partial(reference_logprobs, job.models[source])
     )
     found = _gap_figures("audit_gap", [(r, e.logprobs) for r, e in zip(rows, again, strict=True)])
@@ -107,7 +106,7 @@ def _audited_rows(config: RunConfig, job: ScoringJob, source: str) -> Iterator[d
             one | row
             for one, row in zip(corpus, scored, strict=True)
             if source in (ANY_SOURCE, row["source"])
-            and not (config.score.given == "keep" and one["given_logprobs"] is not None)
+            and not (job.keep_given and one["given_logprobs"] is not None)
         ]
         count = min(chosen.count(file), len(rows))
         for place in np.linspace(0, len(rows) - 1, count).round().astype(int):

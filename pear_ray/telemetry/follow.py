@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
+from pear_ray.records import ON_DEMAND_STAGES, STAGES
 from pear_ray.telemetry.metrics_log import (
     EventKind,
     EventRecord,
@@ -16,7 +17,6 @@ from pear_ray.telemetry.metrics_log import (
     parse_line,
 )
 
-STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
 KEY_METRIC = {
     "collect": "collect/verified_fraction",
     "score": "score/tokens_per_s",
@@ -24,7 +24,7 @@ KEY_METRIC = {
     "rl": "rl/reward/mean",
     "evaluate": "eval/pass_at_1",
 }
-SPEED_METRIC = {stage: f"{stage}/tokens_per_s" for stage in STAGES} | {
+SPEED_METRIC = {stage: f"{stage}/tokens_per_s" for stage in (*STAGES, *ON_DEMAND_STAGES)} | {
     "evaluate": "eval/tokens_per_s"
 }
 RECENT_STEPS = 16  # enough that one slow step (a checkpoint, a pause) cannot move the median

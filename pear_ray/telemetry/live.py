@@ -12,7 +12,8 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.live import Live
 
-from pear_ray.telemetry.follow import STAGES, Follower, ProgressState, StageProgress
+from pear_ray.records import STAGES
+from pear_ray.telemetry.follow import Follower, ProgressState, StageProgress
 from pear_ray.telemetry.metrics_log import METRICS_FILE, EventRecord, Record
 from pear_ray.telemetry.trackers import Trackers
 from pear_ray.telemetry.view import event_line, render_progress, step_line

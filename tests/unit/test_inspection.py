@@ -10,14 +10,14 @@ import pytest
 
 from pear_ray import cli
 from pear_ray.artifacts import manifest
+from pear_ray.artifacts.tables import SCORED
 from pear_ray.config.run import dump_run, validate_run
 from pear_ray.embedded.tokenizer import build_tokenizer
-from pear_ray.reporting.diagnosis_rows import DIAGNOSED
 
 TREE = {
     "name": "run",
     "models": {"policy": "embedded:student", "behavior": "embedded:teacher"},
-    "corpus": {"kind": "jsonl", "path": "corpus.jsonl"},
+    "corpus": {"kind": "dataset", "path": "corpus.jsonl"},
     "sft": {"optimizer": {"learning_rate": 1e-3}},
     "rl": {
         "problems": {"games": [{"name": "chain_sum"}], "size": 4},
@@ -47,7 +47,7 @@ BEHAVIOR = [-1.0, -1.0, -1.0, -1.0, -1.0]
 POLICY = [-3.0, -1.0, -0.5, -1.0, -1.25]
 
 
-def write(path, rows, schema=DIAGNOSED):
+def write(path, rows, schema=SCORED):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
@@ -214,11 +214,11 @@ def test_uniform_weights_are_shown_as_pears_defaults(run_dir, capsys):
 
 def test_a_corpus_shows_log_probs_as_sampled(run_dir, capsys):
     complete = finish(run_dir / "collect")
-    sampled = pa.field("sampled_logprobs", pa.list_(pa.float32()))
-    schema = pa.schema([*list(DIAGNOSED)[:-1], sampled])  # in place of the behavior log-probs
+    sampled = pa.field("given_logprobs", pa.list_(pa.float32()))
+    schema = pa.schema([*list(SCORED)[:-2], sampled])  # in place of the behavior log-probs
     rows = [scored("e1", BEHAVIOR), scored("e2", BEHAVIOR)]
-    rows[0]["sampled_logprobs"] = [0.0] * NUM_PROMPT + POLICY
-    write(run_dir / "collect" / "corpus.parquet", rows, schema)
+    rows[0]["given_logprobs"] = [0.0] * NUM_PROMPT + POLICY
+    write(run_dir / "collect" / "corpus" / "part-000000.parquet", rows, schema)
     complete()
     out = shown(capsys, run_dir / "collect")
     assert "log-prob as sampled:" in out

@@ -10,10 +10,10 @@ from pear_ray import pipeline
 from pear_ray.artifacts import manifest
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.preflight import Models
+from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
-STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")
 GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
-MODELS = Models(Path("p"), Path("b"), "policy-1", "behavior-1")
+MODELS = Models(Path("p"), {"*": Path("b")}, "policy-1", "behavior-1")
 
 
 @pytest.fixture
@@ -44,14 +44,14 @@ def run_config(corpus: Path, **changes: Any) -> RunConfig:
 def changed(corpus: Path, *, models: Models = MODELS, **changes: Any) -> list[str]:
     before = pipeline.fingerprints(run_config(corpus), MODELS)
     after = pipeline.fingerprints(run_config(corpus, **changes), models)
-    assert tuple(before) == STAGES
+    assert tuple(before) == (*STAGES, *ON_DEMAND_STAGES)
     return [stage for stage in STAGES if before[stage] != after[stage]]
 
 
 @pytest.mark.parametrize(
     ("changes", "first"),
     [
-        ({"models__dtype": "float32"}, "collect"),
+        ({"models__dtype": "float32"}, "score"),  # ids are ids
         ({"models__max_model_len": 32}, "collect"),
         ({"score__rows_per_block": 8}, "score"),
         ({"sft__num_epochs": 2}, "sft"),
@@ -90,7 +90,8 @@ def test_the_corpus_files_contents_count_and_its_place_does_not(
     corpus: Path, tmp_path: Path
 ) -> None:
     before = pipeline.fingerprints(run_config(corpus), MODELS)
-    moved = corpus.rename(tmp_path / "moved.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    moved = corpus.rename(tmp_path / "elsewhere" / corpus.name)
     assert pipeline.fingerprints(run_config(moved), MODELS) == before
     moved.write_text('{"prompt": "1 + 2 =", "completion": "4"}\n', encoding="utf-8")
     after = pipeline.fingerprints(run_config(moved), MODELS)
@@ -98,9 +99,9 @@ def test_the_corpus_files_contents_count_and_its_place_does_not(
 
 
 def test_models_count_where_they_are_used(corpus: Path) -> None:
-    other = Models(Path("p"), Path("b"), "policy-2", "behavior-1")
+    other = Models(Path("p"), {"*": Path("b")}, "policy-2", "behavior-1")
     assert changed(corpus, models=other) == list(STAGES)
-    other = Models(Path("p"), Path("b"), "policy-1", "behavior-2")
+    other = Models(Path("p"), {"*": Path("b")}, "policy-1", "behavior-2")
     assert changed(corpus, models=other) == list(STAGES[1:])  # a file's rows need no behavior model
 
 
@@ -117,3 +118,21 @@ def test_the_plan_passes_over_what_is_complete_and_current(corpus: Path, tmp_pat
     ]
     made = json.loads((tmp_path / "run" / "collect" / "manifest.json").read_text(encoding="utf-8"))
     assert made["fingerprint"] == plan[0].fingerprint
+
+
+def test_a_stage_on_demand_is_planned_only_when_asked_for(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus)
+    plan = pipeline.plan(config, tmp_path, MODELS, only="diagnose")
+    assert [stage.name for stage in plan] == ["collect", "score", "diagnose"]
+    assert [stage.name for stage in pipeline.plan(config, tmp_path, MODELS, only="sft")] == [
+        *STAGES
+    ]
+
+
+def test_a_diagnosis_hangs_on_scores_and_weights(corpus: Path) -> None:
+    def diagnosis(**changes: Any) -> str:
+        return pipeline.fingerprints(run_config(corpus, **changes), MODELS)["diagnose"]
+
+    assert diagnosis(sft__weights={"kind": "pear", "gamma": 0.9}) != diagnosis()
+    assert diagnosis(score__rows_per_block=8) != diagnosis()
+    assert diagnosis(sft__num_epochs=2) == diagnosis()

@@ -15,9 +15,11 @@ def scored_row(example_id: str) -> dict[str, Any]:
     return {
         "example_id": example_id,
         "source": "teacher",
+        "is_negative": False,
         "token_ids": [5, 6, 7],
         "loss_mask": [False, True, True],
         "behavior_logprobs": [0.0, -0.5, -1.25],
+        "span_ids": None,
     }
 
 
@@ -105,8 +107,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_optional_columns_may_be_empty(tmp_path: Path) -> None:
-    row = {"example_id": "a", "source": "s", "token_ids": [1], "loss_mask": [True]}
+    row = {
+        "example_id": "a",
+        "source": "s",
+        "is_negative": False,
+        "token_ids": [1],
+        "loss_mask": [True],
+    }
     write_rows(tmp_path / "corpus.parquet", [row], CORPUS)
     found = read_table(tmp_path / "corpus.parquet", CORPUS).to_pylist()[0]
-    assert found["sampled_logprobs"] is None
+    assert found["given_logprobs"] is None
     assert found["token_ids"] == [1]

@@ -79,11 +79,19 @@ def make_corpus(run_dir, chance):
         ids = [chance.randrange(4, 96) for _ in range(prompt + length)]
         mask = [False] * prompt + [True] * length
         logprobs = [-chance.expovariate(6) for _ in ids]
-        common = {"example_id": f"e{row}", "source": "teacher", "token_ids": ids, "loss_mask": mask}
-        texts = {"problem_id": f"chain_sum/0/{row}", "question": "1 + 2?", "completion": "3"}
-        corpus.append({**common, **texts, "sampled_logprobs": logprobs})
+        common = {
+            "example_id": f"e{row}",
+            "source": "teacher",
+            "is_negative": False,
+            "token_ids": ids,
+            "loss_mask": mask,
+        }
+        problem_id = f"chain_sum/0/{row}"
+        corpus.append({**common, "problem_id": problem_id, "given_logprobs": logprobs})
         scored.append({**common, "behavior_logprobs": logprobs})
-    tables.write_rows(run_dir / "collect" / "corpus.parquet", corpus, tables.CORPUS)
+    (run_dir / "collect" / "corpus").mkdir(parents=True)
+    path = run_dir / "collect" / "corpus" / "part-000000.parquet"
+    tables.write_rows(path, corpus, tables.CORPUS)
     (run_dir / "score" / "scored").mkdir(exist_ok=True)
     for block in range(0, 600, 64):
         path = run_dir / "score" / "scored" / f"block-{block:05d}.parquet"

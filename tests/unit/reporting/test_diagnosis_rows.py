@@ -4,8 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pear_ray.artifacts.tables import SCORED
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.diagnosis_rows import DIAGNOSED, ROWS_PER_BATCH, load_diagnosis_rows
+from pear_ray.reporting.diagnosis_rows import ROWS_PER_BATCH, load_diagnosis_rows
 
 
 def row(example_id, logprob, **changes):
@@ -19,7 +20,7 @@ def row(example_id, logprob, **changes):
     } | changes
 
 
-def write(folder, name, rows, schema=DIAGNOSED):
+def write(folder, name, rows, schema=SCORED):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)

@@ -137,7 +137,7 @@ def test_an_empty_folder_gives_a_page_that_says_what_is_missing(tmp_path):
     for sentence in (
         "No verdict yet.",
         "evaluate/results.json: not there; run the stage `evaluate`",
-        "collect/corpus.parquet: not there; run the stage `collect`",
+        "collect/corpus: not there; run the stage `collect`",
         "sft/weight_samples.parquet: not there; run the stage `sft`",
         "no figure of rl/reward/mean: stage `rl` has not logged it",
         "No completions to show",

@@ -125,6 +125,5 @@ def test_lines_of_one_attempt_about_one_step_are_joined():
 
 def test_telemetry_and_artifacts_agree_on_names():
     # Peers may not import each other, so the names are spelt twice.
-    assert follow.STAGES == artifacts_run_dir.STAGES
     assert status.LOCK_FILE == artifacts_run_dir.LOCK_FILE
     assert status.IDENTITY_FILE == artifacts_run_dir.IDENTITY_FILE
