@@ -1,14 +1,24 @@
 """Scoring through Ray Data, with real engines: right, in order, and resumable."""
 
+import contextlib
+import dataclasses
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
+import pytest
 
+from pear_ray.artifacts.scores import join_scores
 from pear_ray.artifacts.tables import CORPUS, SCORED, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.scoring import ScoringJob, score_corpus
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.hf_scorer import reference_logprobs
+from pear_ray.errors import InputError
 
 NUM_ROWS = 24
 
@@ -35,7 +45,8 @@ def scoring_config() -> RunConfig:
     )
 
 
-def corpus_rows() -> list[dict]:
+def corpus_rows() -> list[dict[str, Any]]:
+    """Rows of two sources, one in three of the second."""
     generator = np.random.default_rng(0)
     rows = []
     for number in range(NUM_ROWS):
@@ -43,43 +54,98 @@ def corpus_rows() -> list[dict]:
         rows.append(
             {
                 "example_id": f"row-{number:02d}",
-                "source": "test",
-                "problem_id": None,
-                "question": "",
-                "completion": "",
+                "source": "student" if number % 3 == 2 else "teacher",
+                "is_negative": False,
                 "token_ids": ids,
                 "loss_mask": [False] * 5 + [True] * (len(ids) - 5),
-                "sampled_logprobs": None,
             }
         )
     return rows
 
 
-def test_scores_resume_and_equal_transformers(local_ray: None, tmp_path: Path) -> None:
-    """A third of the corpus, as if killed then, and the rest later: each row scored once."""
+@pytest.fixture
+def job(tmp_path: Path) -> ScoringJob:
+    """A corpus in two parts, to be scored with one model per source."""
     rows = corpus_rows()
-    output = tmp_path / "scored"
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "stage").mkdir()
+    write_rows(tmp_path / "corpus" / "part-000000.parquet", rows[:16], CORPUS)
+    write_rows(tmp_path / "corpus" / "part-000001.parquet", rows[16:], CORPUS)
+    return ScoringJob(
+        config=scoring_config(),
+        corpus=tmp_path / "corpus",
+        folder=tmp_path / "stage",
+        models={name: embedded_path(name) for name in ("teacher", "student")},
+        keep_given=False,
+        align="refuse",
+    )
 
-    def score(count: int) -> None:
-        write_rows(tmp_path / "corpus.parquet", rows[:count], CORPUS)
-        job = ScoringJob(
-            config=scoring_config(),
-            model=embedded_path("teacher"),
-            corpus=tmp_path / "corpus.parquet",
-            output=output,
-        )
+
+def join(job: ScoringJob) -> list[dict[str, Any]]:
+    join_scores(job.corpus, job.folder, "scored", keep_given=False)
+    return read_table(job.folder / "scored", SCORED).to_pylist()
+
+
+def test_every_source_is_scored_by_its_own_model(local_ray: None, job: ScoringJob) -> None:
+    seen: list[int] = []
+    score_corpus(job, progress=seen.append)
+    scored = join(job)
+    assert [row["example_id"] for row in scored] == [row["example_id"] for row in corpus_rows()]
+    for source in job.models:
+        own = [row for row in scored if row["source"] == source]
+        reference = reference_logprobs(job.models[source], [row["token_ids"] for row in own])
+        for row, expected in zip(own, reference, strict=True):
+            wanted = np.where(row["loss_mask"], expected, 0.0)
+            np.testing.assert_allclose(row["behavior_logprobs"], wanted, rtol=2e-6, atol=1e-5)
+    assert not (job.folder / "blocks").exists()
+
+
+def test_a_resumed_and_disturbed_scoring_gives_the_same_values(
+    local_ray: None, job: ScoringJob, tmp_path: Path
+) -> None:
+    """Some blocks lost, one half-written, and an engine's process killed in the middle."""
+    undisturbed = dataclasses.replace(job, folder=tmp_path / "undisturbed")
+    score_corpus(undisturbed, progress=lambda rows: None)
+    blocks = sorted((undisturbed.folder / "blocks").rglob("*.parquet"))
+    for file in blocks[::2]:
+        kept = job.folder / file.relative_to(undisturbed.folder)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, kept)
+    stamps = {file: file.stat().st_mtime_ns for file in job.folder.rglob("*.parquet")}
+    half = job.folder / "blocks" / "part-000000" / ".half.parquet.4242"
+    half.write_bytes(b"PAR1")
+    with killing_first_engine():
         score_corpus(job, progress=lambda rows: None)
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+    assert join(job) == join(undisturbed)
 
-    score(8)
-    first = {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")}
-    assert sum(len(read_table(file, SCORED)) for file in first) == 8
-    (output / "half-written.parquet").write_bytes(b"PAR1")  # what a kill in mid-write leaves
-    score(NUM_ROWS)
-    assert {file: file.stat().st_mtime_ns for file in first} == first
-    scored = read_table(output, SCORED).sort_by("example_id").to_pylist()
-    assert [row["example_id"] for row in scored] == [row["example_id"] for row in rows]
-    reference = reference_logprobs(embedded_path("teacher"), [row["token_ids"] for row in rows])
-    for row, expected in zip(scored, reference, strict=True):
-        mask = np.asarray(row["loss_mask"])
-        wanted = np.where(mask, expected, 0.0)
-        np.testing.assert_allclose(row["behavior_logprobs"], wanted, rtol=2e-6, atol=1e-5)
+
+@contextlib.contextmanager
+def killing_first_engine() -> Iterator[None]:
+    """Kill the first process that has come to hold a vLLM engine of this test, once."""
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not killed and not stop.wait(0.05):
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "BehaviorScorer" in " ".join(child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+                        return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield
+    stop.set()
+    watcher.join()
+    assert killed, "no engine's process was found to kill"
+
+
+def test_a_source_without_a_model_is_refused_before_an_engine_starts(
+    local_ray: None, job: ScoringJob
+) -> None:
+    lacking = dataclasses.replace(job, models={"teacher": job.models["teacher"]})
+    with pytest.raises(InputError, match="no model for source 'student' of the corpus"):
+        score_corpus(lacking, progress=lambda rows: None)

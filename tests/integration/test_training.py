@@ -62,6 +62,7 @@ def scored(tmp_path: Path) -> Path:
             {
                 "example_id": f"row-{number:02d}",
                 "source": "test",
+                "is_negative": False,
                 "token_ids": ids,
                 "loss_mask": [False] * 4 + [True] * (length - 4),
                 "behavior_logprobs": (-torch.rand(length, generator=generator) * 5).tolist(),

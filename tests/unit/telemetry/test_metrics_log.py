@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 
 from pear_ray.artifacts import run_dir as artifacts_run_dir
-from pear_ray.telemetry import follow, status
+from pear_ray.telemetry import status
 from pear_ray.telemetry.metrics_log import (
     METRICS_FILE,
     EventKind,
