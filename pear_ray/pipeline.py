@@ -15,7 +15,7 @@ from pear_ray.artifacts import manifest
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.config.run import RunConfig, dump_run
-from pear_ray.corpus.parts import corpus_fingerprint
+from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.errors import ArtifactError, PearRayError
 from pear_ray.preflight import Models

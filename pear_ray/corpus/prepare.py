@@ -148,7 +148,7 @@ def examples(
     try:
         for row, tree in read_rows(part, split=job.corpus.split):
             try:
-                example, was_cut = reader.example(tree, file=part.file, row=row)
+                example, was_cut = reader.example(tree, part=part, row=row)
             except BadRow as problem:
                 summary.bad[problem.reason.value] += 1
                 yield row, problem

@@ -7,10 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pear_ray.corpus.parts import Part, open_filesystem
+from pear_ray.corpus.files import open_filesystem
+from pear_ray.corpus.parts import Part
 from pear_ray.corpus.rows import BadRow, Reason
 
 ROWS_PER_READ = 512
+READ_BYTES = 2**20
 
 
 def read_rows(part: Part, *, split: str) -> Iterator[tuple[int, Any | BadRow]]:
@@ -39,16 +41,20 @@ def read_rows(part: Part, *, split: str) -> Iterator[tuple[int, Any | BadRow]]:
 
 def _json_rows(part: Part) -> Iterator[tuple[int, Any | BadRow]]:
     for number, line in enumerate(_lines(part), start=part.first_row):
-        if not line.strip():
-            continue
-        try:
-            tree = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield number, BadRow(Reason.UNREADABLE, "", f"not UTF-8 text: {error}")
-        except json.JSONDecodeError as error:
-            yield number, BadRow(Reason.UNREADABLE, "", f"not valid JSON: {error}")
-        else:
-            yield number, tree
+        if line.strip():
+            yield number, _tree(line)
+
+
+def _tree(line: bytes) -> Any | BadRow:
+    try:
+        tree = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a mark
+        if b"\\ud" in line.lower():  # half of an escaped pair is text that no file can hold
+            json.dumps(tree, ensure_ascii=False).encode()
+    except UnicodeError as error:
+        return BadRow(Reason.UNREADABLE, "", f"not UTF-8 text: {error}")
+    except (ValueError, RecursionError) as error:
+        return BadRow(Reason.UNREADABLE, "", f"not valid JSON: {error}")
+    return tree
 
 
 def _lines(part: Part) -> Iterator[bytes]:
@@ -56,12 +62,14 @@ def _lines(part: Part) -> Iterator[bytes]:
     system, inside = open_filesystem(part.file)
     if part.end is None:  # compressed: from the beginning to the end
         with system.open_input_stream(inside, compression="detect") as stream:
-            yield from _cut(iter(lambda: stream.read(2**20), b""))
+            yield from _cut(iter(lambda: stream.read(READ_BYTES), b""))
         return
     with system.open_input_file(inside) as file:
+        if file.size() < part.end:
+            raise OSError(f"it ends before byte {part.end}, so it changed while it was read")
         file.seek(part.begin)
-        places = range(part.begin, part.end, 2**20)
-        yield from _cut(file.read(min(2**20, part.end - place)) for place in places)
+        places = range(part.begin, part.end, READ_BYTES)
+        yield from _cut(file.read(min(READ_BYTES, part.end - place)) for place in places)
 
 
 def _cut(blocks: Iterator[bytes]) -> Iterator[bytes]:

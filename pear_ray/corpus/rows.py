@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from pear_ray.config.corpus import DatasetCorpus
+from pear_ray.corpus.parts import Part
 from pear_ray.engines.byte_alignment import align_messages
 from pear_ray.engines.chat import ChatTokenizer
 
@@ -63,7 +64,7 @@ class RowReader:
     max_model_len: int
     behavior: Mapping[str, ChatTokenizer] = dataclasses.field(default_factory=dict)
 
-    def example(self, tree: Any, *, file: str, row: int) -> tuple[dict[str, Any], bool]:
+    def example(self, tree: Any, *, part: Part, row: int) -> tuple[dict[str, Any], bool]:
         """The row as a row of `artifacts.tables.CORPUS`, and whether it was cut.
 
         Raises:
@@ -97,11 +98,11 @@ class RowReader:
         if not any(loss_mask[1:]):
             raise BadRow(Reason.NO_TRAINABLE_TOKEN, "", "no token of it trains")
         example = {
-            "example_id": self._example_id(tree, file, row),
+            "example_id": self._example_id(tree, part, row),
             "source": source,
             "is_negative": self._is_negative(tree),
             "problem_id": None,
-            "file": file,
+            "file": part.file,
             "row": row,
             "messages": json.dumps(messages, ensure_ascii=False) if messages else None,
             "token_ids": token_ids,
@@ -210,10 +211,9 @@ class RowReader:
             raise BadRow(Reason.WRONG_TYPE, field, f"expected true or false, got {value!r}")
         return bool(value)
 
-    def _example_id(self, tree: dict[str, Any], file: str, row: int) -> str:
+    def _example_id(self, tree: dict[str, Any], part: Part, row: int) -> str:
         value = tree.get(self.corpus.columns.id)
-        # The file's name alone: the same corpus in another folder is the same corpus.
-        return f"{file.rpartition('/')[2]}:{row}" if value is None else str(value)
+        return f"{part.name}:{row}" if value is None else str(value)
 
 
 def _text(tree: dict[str, Any], field: str, default: str) -> str:

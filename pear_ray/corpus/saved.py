@@ -18,7 +18,7 @@ def open_dataset(name: str, kind: str, split: str) -> datasets.Dataset:
         if kind == "hub":
             return datasets.load_dataset(name, split=split)
         found = datasets.load_from_disk(name)
-        return found[split] if isinstance(found, datasets.DatasetDict) else found
+        chosen = found[split] if isinstance(found, datasets.DatasetDict) else found
     except (OSError, ValueError, KeyError) as error:
         # The hub's own errors (offline, missing, no access) are all of these.
         line = (str(error).strip().splitlines() or [""])[0]
@@ -26,3 +26,4 @@ def open_dataset(name: str, kind: str, split: str) -> datasets.Dataset:
             f"corpus.path={name}: no dataset with a split {split!r} ({type(error).__name__}: "
             f"{line}); check the name, corpus.split, the network and HF_HUB_OFFLINE"
         ) from error
+    return chosen.with_format(None)  # one saved to give arrays gives lists

@@ -1,30 +1,10 @@
-"""The embedded student, as it ships and as folders that a test may spoil."""
+"""What engine tests share beyond the embedded student."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-from pear_ray.embedded.paths import embedded_path
-from pear_ray.engines.chat import ChatTokenizer
-
-
-@pytest.fixture(scope="session")
-def student() -> Path:
-    return embedded_path("student")
-
-
-@pytest.fixture(scope="session")
-def chat(student: Path) -> ChatTokenizer:
-    return ChatTokenizer(student)
-
-
-@pytest.fixture
-def folder(student: Path, tmp_path: Path) -> Path:
-    """A copy of the student."""
-    return Path(shutil.copytree(student, tmp_path / "model"))
 
 
 @pytest.fixture
