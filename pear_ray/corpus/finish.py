@@ -1,6 +1,7 @@
 """What is known only once every part is prepared: repeated ids, the quarantine, the verdict."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def finish(parts: Sequence[Part], job: PrepareJob) -> PartSummary:
         for part in parts:
             for row in _rows_of(job.quarantine_file(part.index)):
                 writer.write(row)
-    shown = [_shown(row) for row, _ in zip(_rows_of(quarantine), range(SHOWN_ROWS), strict=False)]
+    shown = [_shown(row) for row in itertools.islice(_rows_of(quarantine), SHOWN_ROWS)]
+    _refuse_unreadable(total, job.corpus)
     _judge(total, shown, job.corpus, more=f"all of them are in {quarantine}")
     return total
 
@@ -56,49 +58,60 @@ def preview(parts: Sequence[Part], job: PrepareJob) -> None:
         InputError: A file cannot be read; the corpus is that short and would be refused at the
             end; or half of what was seen cannot be used.
     """
-    total, shown, first_seen = PartSummary(), [], {}
-    seen_all = True
+    total = PartSummary(unreadable={part.file: part.problem for part in parts if part.problem})
+    rows = _first_rows(parts, job, total)
+    problems = [row for row in itertools.islice(rows, PREVIEW_ROWS) if row is not None]
+    seen_all = next(rows, total) is total  # nothing was left
+    _refuse_unreadable(total, job.corpus)
+    if seen_all or total.num_bad > HOPELESS_FRACTION * PREVIEW_ROWS:
+        shown = [_shown(row) for row in problems[:SHOWN_ROWS]]
+        _judge(total, shown, job.corpus, more="among the rows looked at")
+
+
+def _first_rows(
+    parts: Sequence[Part], job: PrepareJob, total: PartSummary
+) -> Iterator[dict[str, Any] | None]:
+    """For each row its line of the quarantine, or None where it can be used; counts them all."""
+    first_seen: dict[str, str] = {}
     for part in parts:
         for verdict in examples(part, job, total):
-            if isinstance(verdict, dict):
-                where = f"row {verdict['row']} of {part.file}"
-                first = first_seen.setdefault(verdict["example_id"], where)
-                if first == where:
-                    continue
-                total.bad[Reason.DUPLICATE_ID.value] += 1
-                problem = _repeated(verdict["example_id"], first)
-                row: int | None = verdict["row"]
-            else:
-                row, problem = verdict
-            shown.append(_shown(quarantined(part.file, row, problem)))
-            if total.rows + total.num_bad >= PREVIEW_ROWS:
-                break
-        if total.rows + total.num_bad >= PREVIEW_ROWS:
-            seen_all = False
-            break
-    if seen_all or total.num_bad > HOPELESS_FRACTION * PREVIEW_ROWS:
-        _judge(total, shown[:SHOWN_ROWS], job.corpus, more="among the rows looked at")
+            if not isinstance(verdict, dict):
+                yield quarantined(part.file, *verdict)
+                continue
+            example_id, where = verdict["example_id"], f"row {verdict['row']} of {part.file}"
+            first = first_seen.setdefault(example_id, where)
+            if first == where:
+                yield None
+                continue
+            total.rows -= 1
+            total.bad[Reason.DUPLICATE_ID.value] += 1
+            yield quarantined(part.file, verdict["row"], _repeated(example_id, first))
 
 
-def _judge(total: PartSummary, shown: Sequence[str], corpus: DatasetCorpus, *, more: str) -> None:
+def _refuse_unreadable(total: PartSummary, corpus: DatasetCorpus) -> None:
     if total.unreadable and corpus.unreadable_files == "stop":
         files = "\n".join(f"  {file}: {why}" for file, why in total.unreadable.items())
         raise InputError(
             f"corpus.path={corpus.path}: {len(total.unreadable)} files cannot be read; mend or "
             f"remove them, or set corpus.unreadable_files=skip\n{files}"
         )
+
+
+def _judge(total: PartSummary, shown: Sequence[str], corpus: DatasetCorpus, *, more: str) -> None:
     num_rows = total.rows + total.num_bad
     if not num_rows:
+        skipped = f" ({len(total.unreadable)} files cannot be read)" if total.unreadable else ""
         raise InputError(
-            f"corpus.path={corpus.path}: the corpus is empty; it needs at least one row"
+            f"corpus.path={corpus.path}: the corpus is empty; it needs at least one row{skipped}"
         )
-    if total.num_bad > corpus.max_bad_fraction * num_rows or not total.rows:
-        reasons = "\n".join(f"  {count:>8} {reason}" for reason, count in total.bad.most_common())
-        raise InputError(
-            f"corpus.path={corpus.path}: {total.num_bad} of {num_rows} rows cannot be used, more "
-            f"than corpus.max_bad_fraction={corpus.max_bad_fraction:g} allows; mend or remove "
-            f"them, or raise it\n{reasons}\nthe first ({more}):\n" + "\n".join(shown)
-        )
+    if total.rows and total.num_bad / num_rows <= corpus.max_bad_fraction:
+        return
+    reasons = "\n".join(f"  {count:>8} {reason}" for reason, count in total.bad.most_common())
+    raise InputError(
+        f"corpus.path={corpus.path}: {total.num_bad} of {num_rows} rows cannot be used, more "
+        f"than corpus.max_bad_fraction={corpus.max_bad_fraction:g} allows (never all of them); "
+        f"mend or remove them, or raise it\n{reasons}\nthe first ({more}):\n" + "\n".join(shown)
+    )
 
 
 def _shown(row: dict[str, Any]) -> str:
@@ -153,10 +166,8 @@ def _without_repeated(
     with TableWriter(bad_file, QUARANTINE) as writer:
         for row in [*earlier, *(row for _, row in repeated)]:
             writer.write(row)
-    summary = PartSummary(
-        cut=read_summary(job.summary_file(part.index)).cut,
-        unreadable=read_summary(job.summary_file(part.index)).unreadable,
-    )
+    before = read_summary(job.summary_file(part.index))
+    summary = PartSummary(cut=before.cut, unreadable=before.unreadable)
     dropped = {place for place, _ in repeated}
     with TableWriter(kept_file, CORPUS) as writer:
         for place, row in enumerate(_rows_of(kept_file)):
@@ -164,7 +175,8 @@ def _without_repeated(
                 writer.write(row)
                 summary.count(row)
         for row in _rows_of(bad_file):
-            summary.bad[row["reason"]] += 1
+            if row["row"] is not None:  # else a whole file, which is no row
+                summary.bad[row["reason"]] += 1
         write_summary(job.summary_file(part.index), summary)
 
 

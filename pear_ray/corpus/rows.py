@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -148,7 +149,7 @@ class RowReader:
                     Reason.WRONG_TYPE,
                     field,
                     f"expected text (or `{columns.messages}`, or `{columns.token_ids}`), "
-                    f"got {tree.get(field)!r}",
+                    f"got {reprlib.repr(tree.get(field))}",
                 )
         if not tree[columns.completion].strip():
             raise BadRow(Reason.EMPTY, columns.completion, "it has no text")
@@ -208,7 +209,9 @@ class RowReader:
         field = self.corpus.columns.is_negative
         value = tree.get(field)
         if value is not None and not isinstance(value, bool):
-            raise BadRow(Reason.WRONG_TYPE, field, f"expected true or false, got {value!r}")
+            raise BadRow(
+                Reason.WRONG_TYPE, field, f"expected true or false, got {reprlib.repr(value)}"
+            )
         return bool(value)
 
     def _example_id(self, tree: dict[str, Any], part: Part, row: int) -> str:
@@ -241,7 +244,7 @@ def _checked_turns(messages: Any, field: str) -> list[dict[str, str]]:
             raise BadRow(
                 Reason.BAD_ROLES,
                 f"{field}.{index}.role",
-                f"expected one of {', '.join(ROLES)}, got {message.get('role')!r}",
+                f"expected one of {', '.join(ROLES)}, got {reprlib.repr(message.get('role'))}",
             )
         turns.append({"role": message["role"], "content": message["content"]})
     if turns[0]["role"] == "assistant":
