@@ -50,7 +50,7 @@ class Block:
     num_rows: int
 
     def file(self, stage_dir: Path) -> Path:
-        """Where the block's scores go."""
+        """Where the block's scores go; blocks of another size have other names."""
         stem = self.part.removesuffix(".parquet")
         # With its end: after a change of cluster, blocks may begin alike and reach elsewhere.
         name = f"{self.begin:09d}-{self.end:09d}-{self.source_index}.parquet"

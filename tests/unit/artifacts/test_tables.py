@@ -7,7 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pear_ray.artifacts.tables import CORPUS, SCORED, WEIGHT_SAMPLES, read_table, write_rows
+from pear_ray.artifacts.tables import (
+    CORPUS,
+    ROWS_PER_WRITE,
+    SCORED,
+    WEIGHT_SAMPLES,
+    TableWriter,
+    read_table,
+    write_rows,
+)
 from pear_ray.errors import ArtifactError
 
 
@@ -118,3 +126,37 @@ def test_optional_columns_may_be_empty(tmp_path: Path) -> None:
     found = read_table(tmp_path / "corpus.parquet", CORPUS).to_pylist()[0]
     assert found["given_logprobs"] is None
     assert found["token_ids"] == [1]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, ROWS_PER_WRITE, ROWS_PER_WRITE + 1])
+def test_rows_written_one_by_one(tmp_path: Path, num_rows: int) -> None:
+    path = tmp_path / "deep" / "rows.parquet"
+    with TableWriter(path, SCORED) as writer:
+        for number in range(num_rows):
+            writer.write(scored_row(str(number)))
+            assert not path.exists()
+    found = read_table(path, SCORED)["example_id"].to_pylist()
+    assert found == [str(number) for number in range(num_rows)]
+    assert [each.name for each in path.parent.iterdir()] == ["rows.parquet"]
+
+
+def write_one_by_one(path: Path, rows: list[Any]) -> None:
+    with TableWriter(path, SCORED) as writer:
+        for row in rows:
+            if isinstance(row, Exception):
+                raise row
+            writer.write(row)
+
+
+@pytest.mark.parametrize("num_good", [0, 1, ROWS_PER_WRITE])
+@pytest.mark.parametrize("last", [InterruptedError(), scored_row("new") | {"token_ids": ["x"]}])
+def test_a_failed_writer_leaves_the_old_file_alone(
+    tmp_path: Path, num_good: int, last: Any
+) -> None:
+    """A row of a wrong type is found out only as the last rows are written."""
+    path = tmp_path / "rows.parquet"
+    write_one_by_one(path, [scored_row("old")])
+    with pytest.raises((InterruptedError, pa.ArrowInvalid)):
+        write_one_by_one(path, [*[scored_row("new")] * num_good, last])
+    assert read_table(path, SCORED)["example_id"].to_pylist() == ["old"]
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.parquet"]
