@@ -25,16 +25,17 @@ class BackingOff(Generic[T]):
         """
         done: list[T] = []
         while len(done) < len(rows):
+            tried = rows[len(done) : len(done) + self.rows_at_once]
             try:
-                done += self._act(rows[len(done) : len(done) + self.rows_at_once])
+                done += self._act(tried)
             except OutOfMemoryError as error:
-                if self.rows_at_once == 1:
+                if len(tried) == 1:
                     raise EngineError(
-                        f"out of memory on one row of {len(rows[len(done)])} tokens; lower "
+                        f"out of memory on one row of {len(tried[0])} tokens; lower "
                         "score.chunk_tokens, cluster.kv_cache_gib or cluster.gpu_memory_fraction, "
                         "or models.max_model_len"
                     ) from error
-                self.rows_at_once, self._calm = max(1, self.rows_at_once // 2), 0
+                self.rows_at_once, self._calm = len(tried) // 2, 0
             else:
                 self._calm += 1
                 if self._calm >= CALM_CALLS and self.rows_at_once < self._most:
