@@ -122,6 +122,12 @@ def read_summary(path: Path) -> PartSummary:
     )
 
 
+def is_prepared(part: Part, job: PrepareJob) -> bool:
+    """Whether an earlier attempt read the part to its end; if not, by now it may be readable."""
+    file = job.summary_file(part.index)
+    return file.exists() and not read_summary(file).unreadable
+
+
 def prepare_part(part: Part, job: PrepareJob) -> PartSummary:
     """Write the part's examples and bad rows, then its summary; memory is that of a few rows.
 

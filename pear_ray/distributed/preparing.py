@@ -8,21 +8,21 @@ import ray
 import ray.data
 
 from pear_ray.corpus.parts import Part
-from pear_ray.corpus.prepare import PrepareJob, prepare_part
+from pear_ray.corpus.prepare import PrepareJob, is_prepared, prepare_part
 from pear_ray.distributed.samplers import engine_errors
 
 
 def prepare_parts(
     parts: Sequence[Part], job: PrepareJob, *, progress: Callable[[int], None]
 ) -> None:
-    """Prepare every part that has no summary yet; the driver sees part numbers, never rows.
+    """Prepare every part that is not prepared yet; the driver sees part numbers, never rows.
 
     Args:
         parts: All parts of the corpus.
         job: What to prepare them with.
         progress: Called with the number of parts that are done.
     """
-    todo = [part for part in parts if not job.summary_file(part.index).exists()]
+    todo = [part for part in parts if not is_prepared(part, job)]
     done = len(parts) - len(todo)
     if len(todo) == 1:  # starting a task costs more than one part
         prepare_part(todo[0], job)

@@ -16,7 +16,7 @@ from by_hand import corpus
 from pear_ray.artifacts.tables import CORPUS, QUARANTINE, read_table
 from pear_ray.corpus.finish import finish, preview
 from pear_ray.corpus.parts import Part, find_parts
-from pear_ray.corpus.prepare import PartSummary, PrepareJob, prepare_part, read_summary
+from pear_ray.corpus.prepare import PartSummary, PrepareJob, is_prepared, prepare_part, read_summary
 from pear_ray.errors import InputError
 
 USER = {"role": "user", "content": "a"}
@@ -269,6 +269,27 @@ def test_files_that_cannot_be_read_are_left_out(
     total = finish(prepared(job), job)
     assert (total.rows, total.num_bad) == (4, 0)
     assert list(total.unreadable) == [f"{spoiled}/b.parquet", f"{spoiled}/c.jsonl.gz"]
+
+
+def test_a_file_that_was_mended_is_read_by_the_next_attempt(
+    tmp_path: Path, student: Path, spoiled: Path
+) -> None:
+    """The corpus's bytes may be the same: a mount was away, or a permission."""
+    job = job_of(student, tmp_path, spoiled)
+    (spoiled / "b.parquet").unlink()
+    (spoiled / "c.jsonl.gz").unlink()
+    parts = find_parts(job.corpus)
+    away = (spoiled / "d.jsonl").rename(tmp_path / "away")
+    for part in parts:
+        prepare_part(part, job)
+    with pytest.raises(InputError, match="1 files cannot be read"):
+        finish(parts, job)
+    away.rename(spoiled / "d.jsonl")
+    again = [part for part in parts if not is_prepared(part, job)]
+    assert [part.name for part in again] == ["d.jsonl"]
+    prepare_part(again[0], job)
+    assert finish(parts, job).rows == 4
+    assert (job.folder / "quarantine.parquet").exists()
 
 
 def test_a_broken_off_file_keeps_what_was_read_of_it(tmp_path: Path, student: Path) -> None:
