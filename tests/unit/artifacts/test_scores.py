@@ -10,6 +10,7 @@ import pytest
 from pear_ray.artifacts.scores import (
     ANY_SOURCE,
     Block,
+    Scores,
     ids_hash,
     join_scores,
     plan_blocks,
@@ -71,18 +72,19 @@ def score(
     for block in blocks:
         rows = rows_to_score(read_table(corpus / block.part, CORPUS), block, keep_given=keep_given)
         assert len(rows) == block.num_rows
-        write_block(stage_dir, block, rows, ([-float(i) for i in r["token_ids"]] for r in rows))
+        scored = (Scores([-float(i) for i in r["token_ids"]]) for r in rows)
+        write_block(stage_dir, block, rows, scored)
 
 
 def joined(corpus: Path, stage_dir: Path, *, keep_given: bool = False) -> list[dict[str, Any]]:
-    join_scores(corpus, stage_dir, keep_given=keep_given)
+    join_scores(corpus, stage_dir, "scored", keep_given=keep_given)
     return read_table(stage_dir / "scored", SCORED).to_pylist()
 
 
 def wanted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     scores = [{"behavior_logprobs": [-float(i) for i in each["token_ids"]]} for each in rows]
     return [
-        {key: value for key, value in (each | own).items() if key in SCORED.names}
+        {name: (each | own).get(name) for name in SCORED.names}
         for each, own in zip(rows, scores, strict=True)
     ]
 
@@ -187,7 +189,7 @@ def test_an_attempt_with_more_engines_left_smaller_blocks(tmp_path: Path) -> Non
 
 def refusal(corpus: Path, stage_dir: Path, *, keep_given: bool = False) -> str:
     with pytest.raises(ArtifactError, match="remove the run's score folder and score") as caught:
-        join_scores(corpus, stage_dir, keep_given=keep_given)
+        join_scores(corpus, stage_dir, "scored", keep_given=keep_given)
     assert not list((stage_dir / "scored").glob("*.parquet"))
     return str(caught.value)
 
@@ -210,7 +212,7 @@ def test_scores_of_other_ids(tmp_path: Path, ids: list[int]) -> None:
     corpus = written(tmp_path, [row(0), row(1)])
     (block,) = planned(corpus)
     others = [row(0) | {"place": 0}, row(1) | {"place": 1, "token_ids": ids}]
-    write_block(tmp_path, block, others, [[0.0, -1.0], [0.0, -1.0]])
+    write_block(tmp_path, block, others, [Scores([0.0, -1.0])] * 2)
     assert refusal(corpus, tmp_path).startswith("example 'e1' was scored on other token ids")
 
 
@@ -219,7 +221,7 @@ def test_scores_of_another_length(tmp_path: Path, values: list[float]) -> None:
     corpus = written(tmp_path, [row(0), row(1)])
     (block,) = planned(corpus)
     rows = [row(0) | {"place": 0}, row(1) | {"place": 1}]
-    write_block(tmp_path, block, rows, [[0.0, -1.0], values])
+    write_block(tmp_path, block, rows, [Scores([0.0, -1.0]), Scores(values)])
     assert refusal(corpus, tmp_path).startswith(
         f"example 'e1' has 2 tokens and {len(values)} log-probs"
     )
@@ -237,7 +239,7 @@ def test_an_engine_that_answers_for_fewer_rows(tmp_path: Path) -> None:
     (block,) = planned(corpus)
     rows = rows_to_score(read_table(corpus / block.part, CORPUS), block, keep_given=False)
     with pytest.raises(ValueError, match="shorter"):
-        write_block(tmp_path, block, rows, [[0.0, -1.0]])
+        write_block(tmp_path, block, rows, [Scores([0.0, -1.0])])
     assert not block.file(tmp_path).exists()
 
 
@@ -264,7 +266,7 @@ def test_a_join_that_was_killed_goes_on(
         patch.setattr(Path, "replace", die)
         patch.setattr(shutil, "rmtree", die)
         with pytest.raises(Killed):
-            join_scores(corpus, tmp_path, keep_given=False)
+            join_scores(corpus, tmp_path, "scored", keep_given=False)
     assert len(list((tmp_path / "scored").glob("*.parquet"))) == number - 1
     assert joined(corpus, tmp_path) == wanted([each for part in parts for each in part])
     assert not (tmp_path / "blocks").exists()

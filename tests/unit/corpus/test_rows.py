@@ -182,7 +182,7 @@ def test_a_row_that_cannot_be_used(
 
 
 def test_every_reason_that_one_row_can_have_is_planted_above() -> None:
-    elsewhere = {Reason.TEMPLATE, Reason.BAD_LOGPROBS, Reason.DUPLICATE_ID}
+    elsewhere = {Reason.TEMPLATE, Reason.ALIGNMENT, Reason.BAD_LOGPROBS, Reason.DUPLICATE_ID}
     assert {reason for _, reason, _, _ in BAD} | elsewhere == set(Reason)
 
 
