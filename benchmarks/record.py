@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,8 +27,8 @@ class Figure:
     holds: bool | None = None
 
 
-def write_figures(name: str, figures: list[Figure]) -> None:
-    """Write `results/NAME.json` and print the figures."""
+def write_figures(name: str, figures: list[Figure], *, kept: Sequence[dict] = ()) -> None:
+    """Write `results/NAME.json`, `kept` rows of it first, and print the figures."""
     context = {
         "command": f"python benchmarks/{Path(sys.argv[0]).name}",
         "versions": versions(),
@@ -35,7 +36,7 @@ def write_figures(name: str, figures: list[Figure]) -> None:
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)
-    rows = [asdict(figure) | context for figure in figures]
+    rows = [*kept, *(asdict(figure) | context for figure in figures)]
     text = json.dumps(rows, indent=2) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     for figure in figures:

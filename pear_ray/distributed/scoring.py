@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -98,11 +99,11 @@ def _read_part(corpus: Path, part: str) -> pa.Table:
 
 def _checked(scored: Scores, row: dict[str, Any]) -> Scores:
     """The scores of one row, if they can be log-probs."""
-    values = scored.logprobs
-    if not all(-float("inf") < value <= MAX_LOG_PROB for value in values):  # NaN is in no range
+    values = np.asarray(scored.logprobs)
+    if not (np.isfinite(values) & (values <= MAX_LOG_PROB)).all():
         raise EngineError(
             f"example {row['example_id']}: the engine gave log-probs that are not finite or above "
-            f"0 (between {min(values)} and {max(values)}); check the behavior model and its dtype"
+            f"0 (between {values.min()} and {values.max()}); check the behavior model and its dtype"
         )
     return scored
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from pear_ray.artifacts.tables import SCORED, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.sft_loop import SftWorker, TrainJob
 from pear_ray.embedded.paths import embedded_path
@@ -16,6 +17,7 @@ GAME = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "max_dig
 
 
 def run_config(tmp_path: Path, **sft: Any) -> RunConfig:
+    spans = sft.get("weights", {}).get("level") == "span"
     return validate_run(
         {
             "name": "test",
@@ -23,6 +25,7 @@ def run_config(tmp_path: Path, **sft: Any) -> RunConfig:
             "models": {
                 "policy": "embedded:student",
                 "behavior": "embedded:teacher",
+                "align": "bytes" if spans else "refuse",
                 "dtype": "float32",
                 "max_model_len": 160,
             },
@@ -51,8 +54,6 @@ def job(config: RunConfig, tmp_path: Path, stage: str) -> TrainJob:
 @pytest.fixture
 def scored(tmp_path: Path) -> Path:
     """Sixteen rows of digits with made-up behavior log-probs, in the run folder `tmp_path`."""
-    from pear_ray.artifacts.tables import SCORED, write_rows
-
     generator = torch.Generator().manual_seed(0)
     rows = []
     for number in range(16):
@@ -106,6 +107,22 @@ def test_mean_one_rescaling_equals_weight_norm(process_group: None, scored: Path
         )
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_spans_of_one_token_train_like_tokens(process_group: None, scored: Path) -> None:
+    """Whatever the behavior model's tokenizer: spans that are tokens weigh as tokens do."""
+    token = run_config(scored, weights={"kind": "pear", "level": "token"})
+    by_token = SftWorker(job(token, scored, "sft")).step(0)
+    file = scored / "score" / "scored" / "rows.parquet"
+    rows = read_table(file, SCORED).to_pylist()
+    for row in rows:
+        count = sum(row["loss_mask"])
+        row["span_ids"] = [-1] * (len(row["token_ids"]) - count) + list(range(count))
+    write_rows(file, rows, SCORED)
+    span = run_config(scored, weights={"kind": "pear", "level": "span"})
+    by_span = SftWorker(job(span, scored, "sft")).step(0)
+    assert by_span["sft/weighted_loss"] == pytest.approx(by_token["sft/weighted_loss"], rel=1e-6)
+    assert by_span["sft/grad_norm"] == pytest.approx(by_token["sft/grad_norm"], rel=1e-5)
 
 
 @pytest.fixture
