@@ -157,6 +157,16 @@ def test_every_bad_row_is_named(planted: PrepareJob) -> None:
     ]
 
 
+def test_rows_that_were_cut_are_counted(tmp_path: Path, student: Path) -> None:
+    """At 8 tokens; the first of a row never trains, whatever its mask says."""
+    long = {"token_ids": [5] * 9, "loss_mask": [True] * 9}
+    path = tmp_path / "rows.jsonl"
+    lines(path, [good("one", **long), good("two", **long), good("three"), good("three")])
+    job = job_of(student, tmp_path, path, too_long="cut", max_bad_fraction=0.25)
+    total = finish(prepared(job), job)
+    assert (total.rows, total.cut, total.tokens, total.loss_tokens) == (3, 2, 8 + 8 + 3, 7 + 7 + 2)
+
+
 def left_behind(job: PrepareJob) -> dict[str, Any]:
     """What everything that a later stage reads says."""
     files = sorted(job.folder.rglob("*.parquet"))

@@ -118,6 +118,12 @@ def test_a_line_that_is_no_row_is_that_lines_alone(
     assert bad.detail.startswith(detail)
 
 
+def test_a_file_said_to_be_text_is_not_unpacked_for_its_name(tmp_path: Path) -> None:
+    path = text_file(tmp_path, b"1\n2\n").rename(tmp_path / "rows.lz4")
+    found = rows_of(corpus(path, format="jsonl", rows_per_part=1))
+    assert found == [("rows.lz4", 1, 1), ("rows.lz4", 2, 2)]
+
+
 def test_whole_row_groups_make_a_part(tmp_path: Path) -> None:
     """Groups of 2, 2 and 1 rows."""
     by_hand.parquet(tmp_path / "a.parquet", ROWS, group_size=2)

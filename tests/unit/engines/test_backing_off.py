@@ -60,32 +60,32 @@ def test_a_call_of_few_rows_halves_those() -> None:
     assert device.calls == [2, 1, 1]
 
 
-def test_tries_more_after_calm_calls_and_never_above_the_most() -> None:
+def test_tries_twice_as_many_after_calm_calls_and_never_above_the_most() -> None:
     device = Device(rows=4)
-    act = BackingOff(device.total, at_most=6)
-    act(numbered(6))
-    assert (device.calls, act.rows_at_once) == ([6, 3, 3], 3)
-    for _ in range(CALM_CALLS - 3):
-        act(numbered(3))
-    assert act.rows_at_once == 3
-    device.rows = 1000
-    act(numbered(3))
-    assert act.rows_at_once == 6
-    for _ in range(2 * CALM_CALLS):
-        act(numbered(12))
-    assert act.rows_at_once == 6
+    act = BackingOff(device.total, at_most=5)
+    act(numbered(5))
+    assert (device.calls, act.rows_at_once) == ([5, 2, 2, 1], 2)
+    for _ in range(CALM_CALLS - 4):
+        act(numbered(2))
+    assert act.rows_at_once == 2
+    act(numbered(2))
+    assert act.rows_at_once == 4
+    for _ in range(CALM_CALLS):
+        act(numbered(4))
+    assert act.rows_at_once == 5
+    device.rows, device.calls = 1000, []
+    assert act(numbered(12)) == list(range(12))
+    assert device.calls == [5, 5, 2]
 
 
 def test_a_failure_ends_the_calm() -> None:
-    device = Device(rows=2)
+    device = Device()
     act = BackingOff(device.total, at_most=4)
+    for _ in range(3 * CALM_CALLS):
+        act(numbered(4))
+    device.rows, device.calls = 2, []
     act(numbered(4))
-    for _ in range(CALM_CALLS - 2):
-        act(numbered(2))
-    assert act.rows_at_once == 4
-    act(numbered(4))
-    assert act.rows_at_once == 2
-    assert device.calls[-3:] == [4, 2, 2]
+    assert (device.calls, act.rows_at_once) == ([4, 2, 2], 2)
 
 
 def test_one_row_out_of_memory_names_its_length_and_what_to_lower() -> None:
