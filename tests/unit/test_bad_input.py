@@ -108,14 +108,14 @@ def test_a_row_with_no_trainable_token(
     (here / "corpus.jsonl").write_text(f"{GOOD_ROW}\n{bad}\n", encoding="utf-8")
     message = refused(command=command)
     assert "corpus.jsonl: 1 of 2 rows cannot be used, more than corpus.max_bad_fraction" in message
-    assert "  corpus.jsonl row 2: messages: no assistant turn" in message
+    assert "/corpus.jsonl row 2: messages: no assistant turn" in message
 
 
 def test_a_row_longer_than_the_model(here: Path, refused: Callable[..., str]) -> None:
     long = json.dumps({"prompt": "a" * 100, "completion": "b"})
     (here / "corpus.jsonl").write_text(f"{GOOD_ROW}\n{long}\n", encoding="utf-8")
     message = refused()
-    assert "  corpus.jsonl row 2: 105 tokens, more than models.max_model_len=96" in message
+    assert "/corpus.jsonl row 2: 105 tokens, more than models.max_model_len=96" in message
 
 
 def test_a_prompt_longer_than_the_model(refused: Callable[..., str]) -> None:
