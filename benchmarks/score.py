@@ -162,10 +162,13 @@ def scored_by_us(folder: str, count: int, length: int) -> dict[str, float]:
         align="refuse",
     )
     driver, samples = psutil.Process(), []
-    with ray_session(config.cluster), watching(
-        lambda: samples.append(
-            (time.monotonic(), tree_cpu_s(driver), driver.memory_info().rss, seen[-1])
-        )
+    with (
+        ray_session(config.cluster),
+        watching(
+            lambda: samples.append(
+                (time.monotonic(), tree_cpu_s(driver), driver.memory_info().rss, seen[-1])
+            )
+        ),
     ):
         seen = [0]
         score_corpus(job, progress=seen.append)

@@ -61,7 +61,7 @@ class Block:
 class Scores:
     """One example's log-probs, 0 where nothing trains, and their spans where they come in such."""
 
-    logprobs: Sequence[float]
+    logprobs: Sequence[float] | np.ndarray
     span_ids: Sequence[int] | None = None
 
 

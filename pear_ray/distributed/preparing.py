@@ -9,7 +9,7 @@ import ray.data
 
 from pear_ray.corpus.parts import Part
 from pear_ray.corpus.prepare import PrepareJob, is_prepared, prepare_part
-from pear_ray.distributed.samplers import engine_errors
+from pear_ray.distributed.failures import engine_errors
 
 
 def prepare_parts(

@@ -1,8 +1,7 @@
 """A pool of engine actors for collecting and evaluating: prompts in, completions out, in order."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,37 +11,13 @@ from ray.util import ActorPool
 
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.distributed.failures import engine_errors
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
-from pear_ray.errors import EngineError, PearRayError
 from pear_ray.records import Completion
 
 PROMPTS_PER_CALL = (
     64  # enough sequences to keep an engine's batch full, few enough to show progress
 )
-
-
-@contextlib.contextmanager
-def engine_errors(doing: str) -> Iterator[None]:
-    """Turn what Ray says of a failed actor into one of our errors, in one line.
-
-    Raises:
-        PearRayError: The actor raised it.
-        EngineError: The actor died or raised anything else.
-    """
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, PearRayError):
-            raise cause from error
-        line = (str(cause).strip().splitlines() or [""])[-1]
-        raise EngineError(f"{doing} failed: {type(cause).__name__}: {line}") from error
-    except ray.exceptions.RayActorError as error:
-        lines = str(error).strip().splitlines() or [""]
-        # An actor that fails in __init__ reaches us as text only; our own message is in it.
-        ours = [line for line in lines if line.startswith("pear_ray.errors.")]
-        cause = ours[-1].partition(": ")[2] if ours else f"its process died: {lines[0]}"
-        raise EngineError(f"{doing} failed: {cause}") from error
 
 
 class EngineActor:

@@ -26,7 +26,7 @@ from pear_ray.distributed.capacity import (
     worker_environment,
     worker_resources,
 )
-from pear_ray.distributed.samplers import engine_errors
+from pear_ray.distributed.failures import engine_errors
 from pear_ray.engines.backing_off import BackingOff
 from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.engines.scored_ids import ids_to_score

@@ -4,7 +4,7 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.distributed.failures import causes, one_line
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.trainer import Trainer
 from pear_ray.errors import PearRayError, TrainingError
@@ -110,7 +111,7 @@ class StopAtOurErrors(UserCallback):
         worker_exceptions: dict[int, Exception],
     ) -> None:
         """Raise the first of our errors, if there is one."""
-        for error in _causes(worker_exceptions.values()):
+        for error in causes(worker_exceptions.values()):
             if isinstance(error, PearRayError):
                 raise error
 
@@ -174,19 +175,8 @@ def _cause(error: Exception) -> PearRayError:
     """The first of our own errors behind a failed group, or a TrainingError with the root cause."""
     failures = [*getattr(error, "worker_failures", {}).values()]
     failures += [f for f in (getattr(error, "controller_failure", None), error) if f is not None]
-    chain = list(_causes(failures))
+    chain = list(causes(failures))
     for link in chain:
         if isinstance(link, PearRayError):
             return link
-    root = chain[0]
-    line = str(root).strip().splitlines()[-1] if str(root).strip() else type(root).__name__
-    return TrainingError(f"the worker group failed: {type(root).__name__}: {line}")
-
-
-def _causes(errors: Iterable[BaseException]) -> Iterator[BaseException]:
-    """Each error and what caused it, unwrapped from what Ray Train puts around a worker's error."""
-    for error in errors:
-        link: BaseException | None = error
-        while link is not None:
-            yield getattr(link, "_base_exc", link)
-            link = link.__cause__ or link.__context__
+    return TrainingError(f"the worker group failed: {one_line(chain[0])}")

@@ -35,7 +35,7 @@ class OwnIds:
 
     def scored(self, rows: Sequence[dict[str, Any]], score: Score) -> list[Scores]:
         """Scores of `rows` of the corpus, 0 where nothing trains."""
-        found = score([row["token_ids"].tolist() for row in rows])
+        found = score([row["token_ids"] for row in rows])
         return [
             Scores(np.where(row["loss_mask"], values, np.float32(0)))
             for row, values in zip(rows, found, strict=True)

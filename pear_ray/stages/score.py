@@ -114,7 +114,7 @@ def _audited_rows(config: RunConfig, job: ScoringJob, source: str) -> Iterator[d
 
 
 def _gap_figures(
-    name: str, pairs: Sequence[tuple[dict[str, Any], Sequence[float]]]
+    name: str, pairs: Sequence[tuple[dict[str, Any], Sequence[float] | np.ndarray]]
 ) -> dict[str, float]:
     gaps = np.concatenate(
         [
