@@ -6,17 +6,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from vllm import LLM, SamplingParams
-from vllm.config import WeightTransferConfig
-from vllm.logprobs import FlatLogprobs
+from vllm.config import ModelConfig, WeightTransferConfig
 from vllm.outputs import CompletionOutput
 
 from pear_ray.engines.policy import Policy
+from pear_ray.engines.top_logprobs import MaskedIds, TopLogprobs, select_top, within_tokens
 from pear_ray.engines.vllm import weights
+from pear_ray.engines.vllm.flat_logprobs import chosen_logprobs, prompt_candidates
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
 from pear_ray.errors import EngineError, OutOfMemoryError
 from pear_ray.records import Completion, FinishReason
 
 CPU_BATCHED_TOKENS = 4096  # bounds the logits of one prefill
+# vLLM keeps each as four Python objects until a call ends: about 130 bytes, so 270 MB.
+CANDIDATES_AT_ONCE = 2**21
 
 
 class VllmEngine:
@@ -36,6 +39,7 @@ class VllmEngine:
                 # Rollouts share prompts; scoring must not cache.
                 enable_prefix_caching=takes_weights,
                 logprobs_mode="processed_logprobs",
+                max_logprobs=max(ModelConfig.max_logprobs, spec.max_top_k),
                 # A bfloat16 head rounds logits of 16 and more to steps of 0.125 nats, beyond PEAR's
                 # low clip; the trainer computes them in float32, and so must the engine.
                 hf_overrides={"head_dtype": "float32"},
@@ -88,20 +92,48 @@ class VllmEngine:
             OutOfMemoryError: Memory did not do for so many at once; fewer may be tried.
             EngineError: The engine returned another number of log-probs than ids.
         """
-        params = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
-        )
-        requests = [{"prompt_token_ids": list(ids)} for ids in sequences]
-        with self._nothing_left_behind():
-            outputs = self.llm.generate(requests, params, use_tqdm=False)
-        return [
-            _prompt_logprobs(output.prompt_logprobs, ids)
-            for output, ids in zip(outputs, sequences, strict=True)
-        ]
+        scored = []
+        for _, logprobs in self._candidates(sequences, top_k=0):
+            scored.append(np.zeros(len(logprobs) + 1, dtype=np.float32))
+            scored[-1][1:] = logprobs[:, 0]
+        return scored
+
+    def score_top(self, rows: Sequence[MaskedIds], *, top_k: int) -> list[TopLogprobs]:
+        """What `score` gives, and for each loss token `top_k` candidates; for it all else holds.
+
+        Args:
+            rows: Sequences, and which of their tokens train.
+            top_k: At least 1, and at most the spec's `max_top_k` and the vocabulary.
+        """
+        found: list[TopLogprobs] = []
+        for part in within_tokens(rows, CANDIDATES_AT_ONCE // (1 + top_k)):
+            candidates = self._candidates([row.token_ids for row in part], top_k=top_k)
+            found += [
+                select_top(ids, logprobs, row.loss_mask)
+                for row, (ids, logprobs) in zip(part, candidates, strict=True)
+            ]
+        return found
 
     def weight_sender(self, policy: Policy) -> weights.WeightSender:
         """The channel from `policy` (plain or FSDP2-sharded) into this engine."""
         return weights.WeightSender(self.llm, policy)
+
+    def _candidates(
+        self, sequences: Sequence[Sequence[int]], *, top_k: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each sequence what `prompt_candidates` gives, one after the other."""
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        requests = [{"prompt_token_ids": list(ids)} for ids in sequences]
+        with self._nothing_left_behind():
+            outputs = self.llm.generate(requests, params, use_tqdm=False)
+        for output, ids in zip(outputs, sequences, strict=True):
+            yield prompt_candidates(output.prompt_logprobs, ids, top_k=top_k)
 
     @contextlib.contextmanager
     def _nothing_left_behind(self) -> Iterator[None]:
@@ -125,7 +157,7 @@ class VllmEngine:
         token_ids = list(sample.token_ids)
         return Completion(
             token_ids=token_ids,
-            behavior_logprobs=_chosen(sample.logprobs, token_ids),
+            behavior_logprobs=chosen_logprobs(sample.logprobs, token_ids),
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             finish_reason=FinishReason(sample.finish_reason),
         )
@@ -151,35 +183,3 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_model_len + 1),
     }
-
-
-def _chosen(flat: FlatLogprobs, token_ids: list[int]) -> list[float]:
-    """The entry of each chosen id; a position may hold more than one candidate."""
-    if flat.token_ids == token_ids:
-        return list(flat.logprobs)
-    spans = list(zip(flat.start_indices, flat.end_indices, strict=True))
-    if len(spans) != len(token_ids):
-        raise EngineError(f"vLLM returned {len(spans)} log-probs for {len(token_ids)} tokens")
-    return [
-        flat.logprobs[flat.token_ids.index(token, start, end)]
-        for token, (start, end) in zip(token_ids, spans, strict=True)
-    ]
-
-
-def _prompt_logprobs(flat: FlatLogprobs, ids: Sequence[int]) -> np.ndarray:
-    values = _chosen_prompt(flat, list(ids))
-    scored = np.zeros(len(ids), dtype=np.float32)
-    scored[1:] = values
-    return scored
-
-
-def _chosen_prompt(flat: FlatLogprobs, ids: list[int]) -> list[float]:
-    """Log-probs of ids 1..n-1; vLLM lists the prompt's own id first at each such position."""
-    if flat.token_ids == ids[1:]:
-        return list(flat.logprobs)
-    starts = flat.start_indices[1:] if len(flat.start_indices) == len(ids) else flat.start_indices
-    if len(starts) != len(ids) - 1:
-        raise EngineError(f"vLLM returned {len(starts)} log-probs for {len(ids)} prompt ids")
-    if [flat.token_ids[start] for start in starts] != ids[1:]:
-        raise EngineError("vLLM returned log-probs of other ids than the prompt's")
-    return [flat.logprobs[start] for start in starts]

@@ -17,6 +17,7 @@ class EngineSpec:
         seed: Seed of the engine's own sampler; requests carry their own.
         chunk_tokens: Most tokens of one forward pass, longer prompts being cut; None leaves it to
             vLLM. It bounds the logits that scoring holds at once.
+        max_top_k: Most candidates per token that scoring may ask for.
     """
 
     model: str
@@ -27,6 +28,7 @@ class EngineSpec:
     max_num_seqs: int = 256
     seed: int = 0
     chunk_tokens: int | None = None
+    max_top_k: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
