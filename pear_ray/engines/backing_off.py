@@ -1,23 +1,24 @@
 """Fewer rows at once when memory runs out, more again when it lasts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Generic, TypeVar
 
 from pear_ray.errors import EngineError, OutOfMemoryError
 
+Row = TypeVar("Row", bound=Sized)  # its length is its tokens
 T = TypeVar("T")
 CALM_CALLS = 8  # that must go well before twice as many rows are tried again
 
 
-class BackingOff(Generic[T]):
+class BackingOff(Generic[Row, T]):
     """Calls `act` on at most so many rows at once, halving on each out-of-memory error."""
 
-    def __init__(self, act: Callable[[Sequence[list[int]]], list[T]], *, at_most: int) -> None:
+    def __init__(self, act: Callable[[Sequence[Row]], list[T]], *, at_most: int) -> None:
         self._act, self._most = act, at_most
         self.rows_at_once = at_most
         self._calm = 0
 
-    def __call__(self, rows: Sequence[list[int]]) -> list[T]:
+    def __call__(self, rows: Sequence[Row]) -> list[T]:
         """`act` on all `rows`, in order.
 
         Raises:
