@@ -15,6 +15,7 @@ from pear_ray.engines.model_files import (
     model_fingerprint,
     resolve_behavior,
     resolve_model,
+    vocab_size,
     vocabulary_fingerprint,
 )
 from pear_ray.errors import ConfigError, InputError
@@ -39,6 +40,7 @@ def check_models(config: RunConfig) -> Models:
     Raises:
         InputError: A model is missing or unusable, their vocabularies differ, or the run wants
             longer sequences than the policy was made for.
+        ConfigError: `score.top_k` is more than a behavior model's vocabulary.
     """
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
     behavior = _naming("models.behavior", lambda: resolve_behavior(config.models.behavior))
@@ -50,6 +52,11 @@ def check_models(config: RunConfig) -> Models:
                 f"{source!r}) have different vocabularies: log-probs of one's tokens mean nothing "
                 "for the other's; choose a behavior model with the policy's tokenizer, or set "
                 "models.align=bytes"
+            )
+        if config.score.top_k and config.score.top_k > vocab_size(model):
+            raise ConfigError(
+                f"score.top_k={config.score.top_k} is more than the {vocab_size(model)} ids of "
+                f"models.behavior={model} (source {source!r}); lower it"
             )
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:

@@ -4,9 +4,10 @@ A block's file holds no ids, only a hash of them: scores join the corpus by plac
 that they were made from the ids that stand there.
 """
 
+import functools
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pear_ray.artifacts.tables import CORPUS, SCORED, read_table, write_rows
+from pear_ray.artifacts.tables import CORPUS, SCORED_TOP, TableWriter, read_table, write_rows
 from pear_ray.errors import ArtifactError, InputError
 
 ANY_SOURCE = "*"
+_AGAIN = "remove the run's score folder and score again"
 _BLOCK = pa.schema(
     [
         pa.field("place", pa.int64(), nullable=False),
         pa.field("ids_hash", pa.int64(), nullable=False),
         pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
         pa.field("span_ids", pa.list_(pa.int32())),
+        pa.field("top_ids", pa.list_(pa.int32())),
+        pa.field("top_logprobs", pa.list_(pa.float32())),
     ]
 )
+_TOP = ("top_ids", "top_logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +64,19 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One example's log-probs, 0 where nothing trains, and their spans where they come in such."""
+    """One example's log-probs, 0 where nothing trains.
+
+    Attributes:
+        logprobs: One per token.
+        span_ids: Their spans, where they come in such.
+        top_ids: Where asked for, k candidates of each loss token, [num_loss_tokens * k].
+        top_logprobs: Their log-probs.
+    """
 
     logprobs: Sequence[float] | np.ndarray
     span_ids: Sequence[int] | None = None
+    top_ids: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
 
 
 def plan_blocks(
@@ -140,6 +154,8 @@ def write_block(
             "ids_hash": ids_hash(row["token_ids"]),
             "logprobs": each.logprobs,
             "span_ids": each.span_ids,
+            "top_ids": each.top_ids,
+            "top_logprobs": each.top_logprobs,
         }
         for row, each in zip(rows, scored, strict=True)
     ]
@@ -152,50 +168,101 @@ def ids_hash(token_ids: Sequence[int]) -> int:
     return int.from_bytes(digest.digest(), signed=True)
 
 
-def join_scores(corpus: Path, stage_dir: Path, name: str, *, keep_given: bool) -> None:
+def join_scores(corpus: Path, stage_dir: Path, name: str, *, keep_given: bool, top_k: int) -> None:
     """Write the folder `name`, part by part in the corpus's order, from the corpus and the blocks.
 
     Raises:
-        ArtifactError: A row has no score, or one of other ids or another length; nothing is ever
-            cut to the shorter.
+        ArtifactError: A row has no score, or one of other ids, another length or another number of
+            candidates; nothing is ever cut to the shorter.
     """
     folder = stage_dir / name
     folder.mkdir(exist_ok=True)
     for file in sorted(corpus.glob("*.parquet")):
         if (folder / file.name).exists():
             continue
-        rows = read_table(file, CORPUS).to_pylist()
-        found = dict(_block_rows(stage_dir / "blocks" / file.stem))
-        for place, row in enumerate(rows):
-            scores = _scores_of(row, found.get(place), keep_given=keep_given)
-            row |= {"behavior_logprobs": scores.logprobs, "span_ids": scores.span_ids}
-        kept = [{name: row[name] for name in SCORED.names} for row in rows]
-        write_rows(folder / file.name, kept, SCORED)
+        found = _BlockRows(stage_dir / "blocks" / file.stem)
+        with TableWriter(folder / file.name, SCORED_TOP) as joined:
+            for place, row in enumerate(read_table(file, CORPUS).to_pylist()):
+                if keep_given and row["given_logprobs"] is not None:
+                    scores = Scores(row["given_logprobs"])
+                else:
+                    scores = _scores_of(row, found.get(place), top_k=top_k)
+                _check_length(row, "log-probs", scores.logprobs, len(row["token_ids"]))
+                joined.write(_joined(row, scores))
     shutil.rmtree(stage_dir / "blocks", ignore_errors=True)
 
 
-def _block_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for file in sorted(folder.glob("*.parquet")):
-        for row in read_table(file, _BLOCK).to_pylist():
-            yield row["place"], row
+class _BlockRows:
+    """Rows of one part's blocks by place; only blocks in use are held, for candidates are large."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.parquet"))
+        self._found = {
+            place: (file, index)
+            for file in files
+            for index, place in enumerate(
+                pq.read_table(file, columns=["place"])["place"].to_pylist()
+            )
+        }
+        # Rows of several sources alternate, and each source has a block of its own.
+        num_sources = len({file.stem.rpartition("-")[2] for file in files})
+        self._read = functools.lru_cache(maxsize=num_sources)(_read_block)
+
+    def get(self, place: int) -> dict[str, Any] | None:
+        """The row of `place`, its candidates as arrays."""
+        if place not in self._found:
+            return None
+        file, index = self._found[place]
+        rows, top = self._read(file)
+        return rows[index] | {name: _array(top[name][index]) for name in _TOP}
 
 
-def _scores_of(row: dict[str, Any], scored: dict[str, Any] | None, *, keep_given: bool) -> Scores:
-    again = "remove the run's score folder and score again"
-    if keep_given and row["given_logprobs"] is not None:
-        found = Scores(row["given_logprobs"])
-    elif scored is None:
-        raise ArtifactError(f"example {row['example_id']!r} was not scored; {again}")
-    elif scored["ids_hash"] != ids_hash(row["token_ids"]):
-        raise ArtifactError(f"example {row['example_id']!r} was scored on other token ids; {again}")
-    else:
-        found = Scores(scored["logprobs"], scored["span_ids"])
-    if len(found.logprobs) != len(row["token_ids"]):
+def _read_block(file: Path) -> tuple[list[dict[str, Any]], pa.Table]:
+    table = read_table(file, _BLOCK)
+    return table.drop_columns(_TOP).to_pylist(), table.select(_TOP)
+
+
+def _array(values: pa.ListScalar) -> np.ndarray | None:
+    return values.values.to_numpy() if values.is_valid else None
+
+
+def _scores_of(row: dict[str, Any], scored: Mapping[str, Any] | None, *, top_k: int) -> Scores:
+    if scored is None:
+        raise ArtifactError(f"example {row['example_id']!r} was not scored; {_AGAIN}")
+    if scored["ids_hash"] != ids_hash(row["token_ids"]):
         raise ArtifactError(
-            f"example {row['example_id']!r} has {len(row['token_ids'])} tokens and "
-            f"{len(found.logprobs)} log-probs; {again}"
+            f"example {row['example_id']!r} was scored on other token ids; {_AGAIN}"
         )
-    return found
+    wanted = sum(row["loss_mask"][1:]) * top_k if top_k else None
+    for name in _TOP:
+        _check_length(row, name, scored[name], wanted)
+    return Scores(*(scored[name] for name in ("logprobs", "span_ids", *_TOP)))
+
+
+def _check_length(
+    row: dict[str, Any], name: str, values: Sequence[Any] | np.ndarray | None, wanted: int | None
+) -> None:
+    found = None if values is None else len(values)
+    if found != wanted:
+        raise ArtifactError(
+            f"example {row['example_id']!r} has {len(row['token_ids'])} tokens, "
+            f"{sum(row['loss_mask'][1:])} of which train, and {_count(found)} {name} where "
+            f"{_count(wanted)} belong; {_AGAIN}"
+        )
+
+
+def _count(number: int | None) -> str:
+    return "no" if number is None else str(number)
+
+
+def _joined(row: dict[str, Any], scores: Scores) -> dict[str, Any]:
+    row = row | {
+        "behavior_logprobs": scores.logprobs,
+        "span_ids": scores.span_ids,
+        "top_ids": scores.top_ids,
+        "top_logprobs": scores.top_logprobs,
+    }
+    return {name: row[name] for name in SCORED_TOP.names}
 
 
 def _check_sources(names: np.ndarray, sources: Sequence[str]) -> None:

@@ -57,6 +57,16 @@ SCORED = pa.schema(
         pa.field("span_ids", pa.list_(pa.int32())),
     ]
 )
+# What the score stage writes. For each loss token (never a sequence's first) the behavior model's
+# k likeliest ids, its own id among them: [num_loss_tokens * k], null where none were asked for or
+# log-probs were kept as given. Apart from SCORED, whose readers need not load so much.
+SCORED_TOP = pa.schema(
+    [
+        *SCORED,
+        pa.field("top_ids", pa.list_(pa.int32())),
+        pa.field("top_logprobs", pa.list_(pa.float32())),
+    ]
+)
 WEIGHT_SAMPLES = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
@@ -95,6 +105,8 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) ->
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """The rows of one Parquet file or of a folder of them, with exactly the columns of `schema`.
 
+    No other column is loaded.
+
     Raises:
         ArtifactError: A file is missing, or a column is missing or of another type.
     """
@@ -102,7 +114,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     if not files or not all(file.exists() for file in files):
         raise ArtifactError(f"{path}: no Parquet file there; run the stage that makes it again")
     try:
-        tables = [pq.read_table(file).select(schema.names).cast(schema) for file in files]
+        tables = [pq.read_table(file, columns=schema.names).cast(schema) for file in files]
     except (KeyError, OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(
             f"{path}: not a table of this version ({error}); run the stage that makes it again"

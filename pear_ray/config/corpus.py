@@ -99,6 +99,10 @@ class ScoreConfig(Section):
     logits take at most about 9 bytes x `chunk_tokens` x vocabulary."""
     rows_per_block: Annotated[int, Field(gt=0)] = 256
     """Rows scored and written together; a killed run loses at most the blocks in flight."""
+    top_k: Annotated[int, Field(ge=0, le=1000)] = 0
+    """How many candidates to keep for each token that trains, for distillation: the behavior
+    model's likeliest ids, the token's own among them, with their log-probs. They take 8 bytes x
+    `top_k` per such token; 0 keeps none."""
     given: Literal["rescore", "keep"] = "rescore"
     """What becomes of log-probs that came with a row: scored again, or kept as they are (for
     authors that cannot be scored, such as a closed model)."""

@@ -67,6 +67,12 @@ class RunConfig(Section):
                 "models.align=bytes is for chats that are there as text (corpus.kind=dataset); a "
                 "sampled corpus wants behavior models with the policy's tokenizer"
             )
+        if self.score.top_k and align == "bytes":
+            raise ValueError(
+                f"score.top_k={self.score.top_k} wants candidates that are ids of the policy, and "
+                "with models.align=bytes the behavior models have ids of their own; set it to 0, "
+                "or choose behavior models with the policy's tokenizer"
+            )
         spans = ("span", "sequence")
         if align == "bytes" and self.corpus.kind == "dataset" and self.corpus.too_long == "cut":
             raise ValueError(

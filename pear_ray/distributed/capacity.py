@@ -23,7 +23,12 @@ def num_threads(cluster: ClusterConfig) -> int:
 
 
 def engine_spec(
-    config: RunConfig, model: Path, *, seed: int = 0, chunk_tokens: int | None = None
+    config: RunConfig,
+    model: Path,
+    *,
+    seed: int = 0,
+    chunk_tokens: int | None = None,
+    max_top_k: int = 0,
 ) -> EngineSpec:
     """The run's engine on the weights in `model`."""
     return EngineSpec(
@@ -34,6 +39,7 @@ def engine_spec(
         gpu_memory_fraction=config.cluster.gpu_memory_fraction,
         seed=seed,
         chunk_tokens=chunk_tokens,
+        max_top_k=max_top_k,
     )
 
 

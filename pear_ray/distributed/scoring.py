@@ -29,7 +29,7 @@ from pear_ray.distributed.capacity import (
 from pear_ray.distributed.failures import engine_errors
 from pear_ray.engines.backing_off import BackingOff
 from pear_ray.engines.model_files import resolve_behavior, resolve_model
-from pear_ray.engines.scored_ids import ids_to_score
+from pear_ray.engines.scored_ids import OwnIds, ids_to_score
 from pear_ray.errors import EngineError
 
 REPORT_S = 1.0
@@ -48,6 +48,7 @@ class ScoringJob:
         models: Folder of each source's model; `*` is any source.
         keep_given: Whether rows that came with log-probs are left out.
         align: As `models.align`; `refuse` scores the corpus's own ids.
+        top_k: Candidates to keep for each loss token; 0 for none.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class ScoringJob:
     models: dict[str, Path]
     keep_given: bool
     align: str
+    top_k: int
 
 
 class BehaviorScorer:
@@ -69,11 +71,24 @@ class BehaviorScorer:
         config = job.config
         torch.set_num_threads(num_threads(config.cluster))
         self._job = job
-        self._ids = ids_to_score(config, job.models[source], align=job.align)
-        self._engine = VllmEngine(
-            engine_spec(config, job.models[source], chunk_tokens=config.score.chunk_tokens)
+        engine = VllmEngine(
+            engine_spec(
+                config,
+                job.models[source],
+                chunk_tokens=config.score.chunk_tokens,
+                max_top_k=job.top_k,
+            )
         )
-        self._score = BackingOff(self._engine.score, at_most=config.score.rows_per_block)
+        most = config.score.rows_per_block
+        self._scored: Callable[[Sequence[dict[str, Any]]], list[Scores]]
+        if job.top_k:
+            top = BackingOff(functools.partial(engine.score_top, top_k=job.top_k), at_most=most)
+            self._scored = functools.partial(OwnIds().scored_top, score=top)
+        else:
+            ids = ids_to_score(config, job.models[source], align=job.align)
+            self._scored = functools.partial(
+                ids.scored, score=BackingOff(engine.score, at_most=most)
+            )
         self._read_part = functools.lru_cache(maxsize=1)(_read_part)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -88,7 +103,7 @@ class BehaviorScorer:
     def _score_block(self, block: Block) -> int:
         part = self._read_part(self._job.corpus, block.part)
         rows = scores.rows_to_score(part, block, keep_given=self._job.keep_given)
-        found = self._ids.scored(rows, self._score)
+        found = self._scored(rows)
         scores.write_block(self._job.folder, block, rows, map(_checked, found, rows))
         return len(rows)
 
@@ -99,12 +114,14 @@ def _read_part(corpus: Path, part: str) -> pa.Table:
 
 def _checked(scored: Scores, row: dict[str, Any]) -> Scores:
     """The scores of one row, if they can be log-probs."""
-    values = np.asarray(scored.logprobs)
-    if not (np.isfinite(values) & (values <= MAX_LOG_PROB)).all():
-        raise EngineError(
-            f"example {row['example_id']}: the engine gave log-probs that are not finite or above "
-            f"0 (between {values.min()} and {values.max()}); check the behavior model and its dtype"
-        )
+    for found in (scored.logprobs, scored.top_logprobs):
+        values = np.asarray([] if found is None else found)
+        if not ((values > -np.inf) & (values <= MAX_LOG_PROB)).all():  # NaN is in no range
+            raise EngineError(
+                f"example {row['example_id']}: the engine gave log-probs that are not finite or "
+                f"above 0 (between {values.min()} and {values.max()}); check the behavior model "
+                "and its dtype"
+            )
     return scored
 
 
@@ -117,6 +134,7 @@ def behavior_job(config: RunConfig, run_dir: Path) -> ScoringJob:
         models=resolve_behavior(config.models.behavior),
         keep_given=config.score.given == "keep",
         align=config.models.align,
+        top_k=config.score.top_k,
     )
 
 
@@ -129,6 +147,7 @@ def policy_job(config: RunConfig, run_dir: Path) -> ScoringJob:
         models={scores.ANY_SOURCE: resolve_model(config.models.policy)},
         keep_given=False,
         align="refuse",
+        top_k=0,
     )
 
 

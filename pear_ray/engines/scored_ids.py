@@ -14,8 +14,10 @@ from pear_ray.config.run import RunConfig
 from pear_ray.engines.byte_alignment import align_messages, assign
 from pear_ray.engines.chat import ChatTokenizer, TrainOn
 from pear_ray.engines.model_files import resolve_model
+from pear_ray.engines.top_logprobs import MaskedIds, TopLogprobs
 
 Score = Callable[[Sequence[list[int]]], Sequence[Sequence[float] | np.ndarray]]
+ScoreTop = Callable[[Sequence[MaskedIds]], Sequence[TopLogprobs]]
 
 
 def ids_to_score(config: RunConfig, behavior: Path, *, align: str) -> "OwnIds | BehaviorIds":
@@ -37,8 +39,19 @@ class OwnIds:
         """Scores of `rows` of the corpus, 0 where nothing trains."""
         found = score([row["token_ids"] for row in rows])
         return [
-            Scores(np.where(row["loss_mask"], values, np.float32(0)))
-            for row, values in zip(rows, found, strict=True)
+            Scores(_where_it_trains(values, row)) for row, values in zip(rows, found, strict=True)
+        ]
+
+    def scored_top(self, rows: Sequence[dict[str, Any]], score: ScoreTop) -> list[Scores]:
+        """Scores of `rows` of the corpus with the candidates of every loss token."""
+        found = score([MaskedIds(row["token_ids"], row["loss_mask"]) for row in rows])
+        return [
+            Scores(
+                _where_it_trains(each.logprobs, row),
+                top_ids=each.top_ids.ravel(),
+                top_logprobs=each.top_logprobs.ravel(),
+            )
+            for row, each in zip(rows, found, strict=True)
         ]
 
 
@@ -67,3 +80,7 @@ class BehaviorIds:
             Scores(assign(each, list(values)), each.span_ids)
             for each, values in zip(aligned, found, strict=True)
         ]
+
+
+def _where_it_trains(values: Sequence[float] | np.ndarray, row: dict[str, Any]) -> list[float]:
+    return np.where(row["loss_mask"], values, np.float32(0)).tolist()

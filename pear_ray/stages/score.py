@@ -38,7 +38,9 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             job,
             progress=lambda rows: log.log({"score/rows": rows}, step=rows, num_steps=num_rows),
         )
-    join_scores(job.corpus, stage_dir, "scored", keep_given=job.keep_given)
+    join_scores(
+        job.corpus, stage_dir, "scored", keep_given=job.keep_given, top_k=config.score.top_k
+    )
     audits = {source: _audit(config, job, source) for source in job.models}
     found = _summary(list(audits.values()))
     log.log(
@@ -64,6 +66,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             "given_logprobs": config.score.given,
             # `bytes` is our extension of the paper: log-probs of spans, not of tokens.
             "align": config.models.align,
+            "top_k": config.score.top_k,
         },
     )
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pear_ray.artifacts.scores import join_scores
-from pear_ray.artifacts.tables import CORPUS, SCORED, read_table, write_rows
+from pear_ray.artifacts.tables import CORPUS, SCORED, SCORED_TOP, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.scoring import ScoringJob, score_corpus
 from pear_ray.embedded.paths import embedded_path
@@ -78,11 +78,12 @@ def job(tmp_path: Path) -> ScoringJob:
         models={name: embedded_path(name) for name in ("teacher", "student")},
         keep_given=False,
         align="refuse",
+        top_k=0,
     )
 
 
 def join(job: ScoringJob) -> list[dict[str, Any]]:
-    join_scores(job.corpus, job.folder, "scored", keep_given=False)
+    join_scores(job.corpus, job.folder, "scored", keep_given=False, top_k=job.top_k)
     return read_table(job.folder / "scored", SCORED).to_pylist()
 
 
@@ -98,6 +99,31 @@ def test_every_source_is_scored_by_its_own_model(local_ray: None, job: ScoringJo
             wanted = np.where(row["loss_mask"], expected, 0.0)
             np.testing.assert_allclose(row["behavior_logprobs"], wanted, rtol=2e-6, atol=1e-5)
     assert not (job.folder / "blocks").exists()
+
+
+def test_candidates_are_of_the_rows_own_tokens(
+    local_ray: None, job: ScoringJob, tmp_path: Path
+) -> None:
+    wanted = dataclasses.replace(
+        job, folder=tmp_path / "top", models={"*": embedded_path("teacher")}, top_k=3
+    )
+    wanted.folder.mkdir()
+    score_corpus(wanted, progress=lambda rows: None)
+    plain = dataclasses.replace(wanted, folder=job.folder, top_k=0)
+    score_corpus(plain, progress=lambda rows: None)
+    join(wanted)
+    for row, other in zip(
+        read_table(wanted.folder / "scored", SCORED_TOP).to_pylist(), join(plain), strict=True
+    ):
+        assert row["behavior_logprobs"] == pytest.approx(other["behavior_logprobs"], abs=1e-6)
+        trains = np.array(row["loss_mask"])
+        own_ids = np.array(row["token_ids"])[trains, None]  # [num_loss_tokens, 1]
+        own_logprobs = np.array(row["behavior_logprobs"])[trains]
+        is_own = np.reshape(row["top_ids"], (-1, 3)) == own_ids
+        assert is_own.sum(axis=1).tolist() == [1] * len(own_ids)
+        np.testing.assert_array_equal(
+            np.reshape(row["top_logprobs"], (-1, 3))[is_own], own_logprobs
+        )
 
 
 def test_a_resumed_and_disturbed_scoring_gives_the_same_values(

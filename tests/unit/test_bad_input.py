@@ -218,3 +218,20 @@ def test_weights_that_need_what_an_alignment_has_not(refused: Callable[..., str]
 def test_a_source_whose_model_is_missing_names_it(refused: Callable[..., str]) -> None:
     message = refused("models.behavior={a: embedded:teacher, b: ./absent}")
     assert message.startswith("InputError: models.behavior: source 'b': ./absent: no such model")
+
+
+def test_candidates_that_a_vocabulary_has_not(refused: Callable[..., str]) -> None:
+    message = refused("score.top_k=273")
+    assert message.startswith("ConfigError: score.top_k=273 is more than the 272 ids of models.beh")
+    assert "(source '*'); lower it" in message
+
+
+def test_candidates_of_another_tokenizer(refused: Callable[..., str]) -> None:
+    message = refused("score.top_k=5", "models.align=bytes")
+    assert message.startswith("ConfigError: ")
+    assert "score.top_k=5 wants candidates that are ids of the policy" in message
+
+
+@pytest.mark.parametrize("top_k", ["-1", "1001", "2.5"])
+def test_numbers_of_candidates_out_of_bounds(refused: Callable[..., str], top_k: str) -> None:
+    assert "score.top_k: " in refused(f"score.top_k={top_k}")
