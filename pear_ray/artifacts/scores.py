@@ -168,7 +168,9 @@ def ids_hash(token_ids: Sequence[int]) -> int:
     return int.from_bytes(digest.digest(), signed=True)
 
 
-def join_scores(corpus: Path, stage_dir: Path, name: str, *, keep_given: bool, top_k: int) -> None:
+def join_scores(
+    corpus: Path, stage_dir: Path, name: str, *, keep_given: bool, top_k: int = 0
+) -> None:
     """Write the folder `name`, part by part in the corpus's order, from the corpus and the blocks.
 
     Raises:

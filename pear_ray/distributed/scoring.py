@@ -57,7 +57,7 @@ class ScoringJob:
     models: dict[str, Path]
     keep_given: bool
     align: str
-    top_k: int
+    top_k: int = 0
 
 
 class BehaviorScorer:
@@ -147,7 +147,6 @@ def policy_job(config: RunConfig, run_dir: Path) -> ScoringJob:
         models={scores.ANY_SOURCE: resolve_model(config.models.policy)},
         keep_given=False,
         align="refuse",
-        top_k=0,
     )
 
 

@@ -82,5 +82,5 @@ class BehaviorIds:
         ]
 
 
-def _where_it_trains(values: Sequence[float] | np.ndarray, row: dict[str, Any]) -> list[float]:
-    return np.where(row["loss_mask"], values, np.float32(0)).tolist()
+def _where_it_trains(values: Sequence[float] | np.ndarray, row: dict[str, Any]) -> np.ndarray:
+    return np.where(row["loss_mask"], values, np.float32(0))

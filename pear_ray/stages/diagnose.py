@@ -32,7 +32,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             job,
             progress=lambda rows: log.log({"diagnose/rows": rows}, step=rows, num_steps=num_rows),
         )
-    join_scores(job.corpus, stage_dir, "policy", keep_given=False, top_k=0)
+    join_scores(job.corpus, stage_dir, "policy", keep_given=False)
     diagnosis = diagnose(
         load_diagnosis_rows(run_dir / "score" / "scored", stage_dir / "policy"),
         weights=config.sft.weights,

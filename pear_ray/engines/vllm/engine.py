@@ -128,6 +128,7 @@ class VllmEngine:
             prompt_logprobs=top_k,
             flat_logprobs=True,
             detokenize=False,
+            skip_clone=True,  # nobody changes it; a deep copy per row took 3 % of the time
         )
         requests = [{"prompt_token_ids": list(ids)} for ids in sequences]
         with self._nothing_left_behind():

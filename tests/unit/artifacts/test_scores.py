@@ -223,14 +223,14 @@ def test_scores_of_another_length(tmp_path: Path, values: list[float]) -> None:
     rows = [row(0) | {"place": 0}, row(1) | {"place": 1}]
     write_block(tmp_path, block, rows, [Scores([0.0, -1.0]), Scores(values)])
     assert refusal(corpus, tmp_path).startswith(
-        f"example 'e1' has 2 tokens and {len(values)} log-probs"
+        f"example 'e1' has 2 tokens, 1 of which train, and {len(values)} log-probs"
     )
 
 
 def test_kept_logprobs_of_another_length(tmp_path: Path) -> None:
     corpus = written(tmp_path, [row(0, given=[-1.0])])
     assert refusal(corpus, tmp_path, keep_given=True).startswith(
-        "example 'e0' has 2 tokens and 1 log-probs"
+        "example 'e0' has 2 tokens, 1 of which train, and 1 log-probs"
     )
 
 
