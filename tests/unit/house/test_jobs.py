@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from pear_ray.cli import STAGES
+from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
 ROOT = Path(__file__).parents[3]
+COMMANDS = ["run", *STAGES, *ON_DEMAND_STAGES]
 
 
 def test_there_is_one_for_each_command() -> None:
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == {"run", *STAGES}
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == {*COMMANDS}
 
 
-@pytest.mark.parametrize("name", ["run", *STAGES])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_it_is_that_command(name: str) -> None:
     done = subprocess.run(
         [sys.executable, f"jobs/{name}.py", "missing.yaml"],
