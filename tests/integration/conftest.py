@@ -35,6 +35,25 @@ def engine(process_group: None) -> Any:
 
 
 @pytest.fixture(scope="session")
+def chunked_engine(process_group: None) -> Any:
+    """A scoring engine whose passes hold 64 tokens, so that prompts share and straddle them.
+
+    Of the session like the other: the first engine to end takes vLLM's groups from both.
+    """
+    from pear_ray.engines.vllm.engine import VllmEngine
+    from pear_ray.engines.vllm.spec import EngineSpec
+
+    spec = EngineSpec(
+        model=str(embedded_path("student")),
+        dtype="float32",
+        max_model_len=200,
+        chunk_tokens=64,
+        max_top_k=272,
+    )
+    return VllmEngine(spec)
+
+
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray with two CPUs, no dashboard."""
     import ray

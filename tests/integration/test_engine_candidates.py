@@ -17,28 +17,12 @@ from pear_ray.errors import EngineError
 
 STUDENT = embedded_path("student")
 VOCABULARY = 272
-CHUNK = 64
+CHUNK = 64  # of `chunked_engine`
 # Ids at random make sharp distributions: on these rows transformers in float32 is itself up to
 # 3.5e-5 from float64, and the engine up to 2.3e-5, cut or not.
 GAP = {"rtol": 2e-6, "atol": 5e-5}
 # One token; shorter than a chunk; at, just below and just above one; cut twice and thrice.
 LENGTHS = [1, 2, 40, CHUNK - 1, CHUNK, CHUNK + 1, 130, 200]
-
-
-@pytest.fixture(scope="module")
-def chunked_engine(process_group: None) -> Any:
-    """A scoring engine whose passes hold 64 tokens, so that prompts share and straddle them."""
-    from pear_ray.engines.vllm.engine import VllmEngine
-    from pear_ray.engines.vllm.spec import EngineSpec
-
-    spec = EngineSpec(
-        model=str(STUDENT),
-        dtype="float32",
-        max_model_len=200,
-        chunk_tokens=CHUNK,
-        max_top_k=VOCABULARY,
-    )
-    return VllmEngine(spec)
 
 
 @pytest.fixture(scope="module")

@@ -25,15 +25,21 @@ def sequences() -> list[list[int]]:
     return [generator.integers(5, 250, size=length).tolist() for length in LENGTHS]
 
 
+def runner_of(engine: Any) -> Any:
+    """What runs the engine's model, and knows which sequences are in a pass."""
+    core = engine.llm.llm_engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker.model_runner
+
+
 @pytest.fixture
 def memory_for(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Fault:
     """Let the real model run out of memory when a pass has more than so many sequences."""
-    core = engine.llm.llm_engine.engine_core.engine_core
-    runner = core.model_executor.driver_worker.worker.model_runner
+    runner = runner_of(engine)
+    model_class = type(runner.model)  # patched on the instance, it would outlive the process group
     calls = {"logits": 0}
 
     def install(most: int, place: str) -> None:
-        forward, compute_logits = runner.model.forward, runner.model.compute_logits
+        forward, compute_logits = model_class.forward, model_class.compute_logits
 
         def fail_at(here: str) -> None:
             if here == place and runner.input_batch.num_reqs > most:
@@ -49,8 +55,8 @@ def memory_for(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Fault:
             fail_at("sampled logits" if calls["logits"] == 1 else "prompt logits")
             return compute_logits(*args, **kwargs)
 
-        monkeypatch.setattr(runner.model, "forward", failing_forward)
-        monkeypatch.setattr(runner.model, "compute_logits", failing_logits)
+        monkeypatch.setattr(model_class, "forward", failing_forward)
+        monkeypatch.setattr(model_class, "compute_logits", failing_logits)
 
     return install
 
@@ -127,15 +133,12 @@ def test_one_row_too_many_says_which_settings_to_lower(
 def test_another_error_is_not_taken_for_it(
     engine: Any, sequences: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = engine.llm.llm_engine.engine_core.engine_core
-    model = core.model_executor.driver_worker.worker.model_runner.model
-
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("shapes do not match")
 
     undisturbed = engine.score(sequences)
     with monkeypatch.context() as planted:
-        planted.setattr(model, "forward", fail)
+        planted.setattr(type(runner_of(engine).model), "forward", fail)
         with pytest.raises(RuntimeError, match="shapes do not match"):
             BackingOff(engine.score, at_most=4)(sequences)
     for one, other in zip(undisturbed, engine.score(sequences), strict=True):
