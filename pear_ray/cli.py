@@ -1,6 +1,7 @@
 """The `pear` command. Importing it and asking for help load no torch, ray or vllm."""
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pear_ray import __version__
 from pear_ray.config.run import RunConfig, load_run
-from pear_ray.errors import PearRayError
+from pear_ray.errors import DISK_FULL, PearRayError
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
 SHOWN_ROWS = 3  # by `pear inspect`
@@ -30,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PearRayError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stderr.write(f"{DISK_FULL} ({error.filename}); free some and run the same command\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to go on\n")
         return INTERRUPTED

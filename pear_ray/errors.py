@@ -1,5 +1,7 @@
 """The one error tree; errors cross process boundaries, so each pickles as its message alone."""
 
+DISK_FULL = "no space left on the disk"
+
 
 class PearRayError(Exception):
     """An error whose message says what was found, what was wanted, and what to do next."""

@@ -20,6 +20,8 @@ from pear_ray.corpus.rows import BadRow, Reason, RowReader
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import vocab_size
 
+WORK_FOLDERS = ("quarantine", "parts")  # of bad rows and summaries by part, until all are done
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareJob:

@@ -9,7 +9,7 @@ import ray.data
 
 from pear_ray.corpus.parts import Part
 from pear_ray.corpus.prepare import PrepareJob, is_prepared, prepare_part
-from pear_ray.distributed.failures import engine_errors
+from pear_ray.distributed.failures import engine_errors, quiet_ray_data
 
 
 def prepare_parts(
@@ -34,7 +34,7 @@ def prepare_parts(
     def prepare(row: dict[str, Any]) -> dict[str, int]:
         return {"rows": prepare_part(Part(**row), job).rows}
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    quiet_ray_data()
     blocks = ray.data.from_items([asdict(part) for part in todo], override_num_blocks=len(todo))
     with engine_errors("preparing the corpus"):
         for _ in blocks.map(prepare, num_cpus=1).iter_rows():

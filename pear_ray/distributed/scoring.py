@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from pear_ray.distributed.capacity import (
     worker_environment,
     worker_resources,
 )
-from pear_ray.distributed.failures import engine_errors
+from pear_ray.distributed.failures import engine_errors, quiet_ray_data
 from pear_ray.engines.backing_off import BackingOff
 from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.engines.scored_ids import OwnIds, ids_to_score
@@ -173,8 +172,7 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
         at_least=job.config.cluster.num_samplers,
         keep_given=job.keep_given,
     )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own view shows progress
+    quiet_ray_data()
     with engine_errors("scoring"), _reporting(job.folder, blocks, progress):
         # One source after the other: their engines need not fit beside each other.
         for source in job.models:

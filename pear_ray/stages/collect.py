@@ -1,5 +1,6 @@
 """collect: the corpus as token ids, sampled from behavior models or read from where it is."""
 
+import shutil
 from pathlib import Path
 
 from pear_ray.artifacts import manifest
@@ -7,7 +8,7 @@ from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.finish import finish
 from pear_ray.corpus.parts import find_parts
-from pear_ray.corpus.prepare import PartSummary, prepare_job
+from pear_ray.corpus.prepare import WORK_FOLDERS, PartSummary, prepare_job
 from pear_ray.distributed.collecting import sample_corpus
 from pear_ray.distributed.preparing import prepare_parts
 from pear_ray.distributed.session import ray_session
@@ -34,7 +35,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         step=1,
         num_steps=1,
     )
-    return manifest.complete(
+    made = manifest.complete(
         stage_dir,
         counts={
             "rows": summary.rows,
@@ -46,6 +47,9 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         },
         details=metrics | {"sources": dict(summary.sources), "bad": dict(summary.bad)},
     )
+    for name in WORK_FOLDERS:  # what a resumed attempt would have gone on from
+        shutil.rmtree(stage_dir / name, ignore_errors=True)
+    return made
 
 
 def _prepare(

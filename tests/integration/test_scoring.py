@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-from pear_ray.artifacts.scores import join_scores
+from pear_ray.artifacts.scores import Block, join_scores
 from pear_ray.artifacts.tables import CORPUS, SCORED, SCORED_TOP, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
-from pear_ray.distributed.scoring import ScoringJob, score_corpus
+from pear_ray.distributed import scoring
+from pear_ray.distributed.scoring import BehaviorScorer, ScoringJob, score_corpus
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.hf_scorer import reference_logprobs
-from pear_ray.errors import InputError
+from pear_ray.errors import EngineError, InputError
 
 NUM_ROWS = 24
 
@@ -175,3 +177,35 @@ def test_a_source_without_a_model_is_refused_before_an_engine_starts(
     lacking = dataclasses.replace(job, models={"teacher": job.models["teacher"]})
     with pytest.raises(InputError, match="no model for source 'student' of the corpus"):
         score_corpus(lacking, progress=lambda rows: None)
+
+
+def test_a_full_disk_is_named(
+    local_ray: None, job: ScoringJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a full disk does in the actor, which needs no engine for it."""
+
+    class Full(BehaviorScorer):
+        def __init__(self, job: ScoringJob, source: str) -> None:
+            """No engine: what is tested is the way of the error."""
+
+        def _score_block(self, block: Block) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device", "block.parquet")
+
+    monkeypatch.setattr(scoring, "BehaviorScorer", Full)
+    with pytest.raises(EngineError, match=r"scoring failed: no space left on the disk; what is wr"):
+        score_corpus(job, progress=lambda rows: None)
+
+
+def test_an_error_of_ours_in_an_actor_reaches_the_driver_as_it_is(
+    local_ray: None, job: ScoringJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(BehaviorScorer):
+        def __init__(self, job: ScoringJob, source: str) -> None:
+            """No engine: what is tested is the way of the error."""
+
+        def _score_block(self, block: Block) -> int:
+            raise EngineError("example row-03: planted")
+
+    monkeypatch.setattr(scoring, "BehaviorScorer", Broken)
+    with pytest.raises(EngineError, match=r"^example row-03: planted$"):
+        score_corpus(job, progress=lambda rows: None)
