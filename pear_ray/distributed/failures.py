@@ -10,7 +10,6 @@ import ray.data
 
 from pear_ray.errors import DISK_FULL, EngineError, PearRayError
 
-
 RAY_DATA_NOTE = "\nFailed to apply UDF transform"  # which it adds to the message of our errors
 
 
