@@ -81,7 +81,8 @@ def million() -> list[Figure]:
             name="million: rows per second in the last decile",
             value=found["last_decile_rows_per_s"],
             unit="rows/s",
-            reference=f"the first decile: {found['first_decile_rows_per_s']:,.0f} rows/s",
+            reference="the second decile (the first holds the engine's start): "
+            f"{found['first_decile_rows_per_s']:,.0f} rows/s",
             ratio=flat,
             goal=f"at least {GOAL_FLAT:g} of the first",
             holds=flat >= GOAL_FLAT,
@@ -176,12 +177,11 @@ def scored_by_us(folder: str, count: int, length: int) -> dict[str, float]:
     ):
         score_corpus(job, progress=seen.append)
     running = [each for each in samples if each[3] > 0]
-    tenth = count // 10
     return {
         "tokens_per_cpu_s": length * rate(running, 1),
         "driver_growth_mib": (max(each[2] for each in samples) - samples[0][2]) / 2**20,
-        "first_decile_rows_per_s": rate([s for s in running if s[3] <= 2 * tenth], 0),
-        "last_decile_rows_per_s": rate([s for s in running if s[3] >= 9 * tenth], 0),
+        "first_decile_rows_per_s": decile_pace(running, 1, count),
+        "last_decile_rows_per_s": decile_pace(running, 9, count),
     }
 
 
@@ -315,6 +315,16 @@ def rate(samples: list[tuple[float, float, int, int]], clock: int) -> float:
     """Rows per second of `clock` (0: wall, 1: CPU) between the first and the last sample."""
     first, last = samples[0], samples[-1]
     return (last[3] - first[3]) / (last[clock] - first[clock])
+
+
+def decile_pace(samples: list[tuple[float, float, int, int]], decile: int, count: int) -> float:
+    """Rows per second over one tenth of `count` rows, counted from 0.
+
+    The first tenth is left to the engine's start; decile 1 is the first one at full pace.
+    """
+    rows, times = [each[3] for each in samples], [each[0] for each in samples]
+    begin, end = np.interp([decile * count / 10, (decile + 1) * count / 10], rows, times)
+    return count / 10 / (end - begin)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def policy_job(config: RunConfig, run_dir: Path) -> ScoringJob:
 
 
 def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
-    """Score what an earlier, killed attempt did not; the seconds it took.
+    """Score what an earlier, killed attempt did not; rows per second of what was left.
 
     A block's file is there whole or not at all, so a run killed anywhere loses the blocks in
     flight, and an actor that dies is replaced and does its block again. Ray Data's own
@@ -172,15 +172,16 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
         at_least=job.config.cluster.num_samplers,
         keep_given=job.keep_given,
     )
+    left = [block for block in blocks if not block.file(job.folder).exists()]
     quiet_ray_data()
     with engine_errors("scoring"), _reporting(job.folder, blocks, progress):
         # One source after the other: their engines need not fit beside each other.
         for source in job.models:
-            todo = [b for b in blocks if b.source == source and not b.file(job.folder).exists()]
+            todo = [block for block in left if block.source == source]
             if todo:
                 for _ in _dataset(job, source, todo).iter_batches(batch_size=None):
                     pass
-    return time.monotonic() - started
+    return sum(block.num_rows for block in left) / (time.monotonic() - started)
 
 
 def _dataset(job: ScoringJob, source: str, blocks: Sequence[Block]) -> ray.data.Dataset:

@@ -1,6 +1,7 @@
 """A small real model without a download: an installed package's GGUF file as safetensors."""
 
 import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from pear_ray.errors import InputError
 
 CACHE_VARIABLE = "PEAR_RAY_CACHE"
+ORIGIN_FILE = "origin.json"  # which quantised file a folder was made of
 
 
 def convert_gguf_package(package: str) -> Path:
@@ -33,11 +35,12 @@ def convert_gguf_package(package: str) -> Path:
         )
     cache = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/pear_ray")).expanduser()
     folder = cache / "models" / files[0].stem
-    if not folder.exists():
+    if not (folder / ORIGIN_FILE).exists():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         partial.mkdir(parents=True)
         try:
             _convert(files[0], partial)
+            shutil.rmtree(folder, ignore_errors=True)  # of a version that kept no origin
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -67,3 +70,5 @@ def _convert(file: Path, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # The weights are bfloat16 from here on, and no more exact than the file they came from.
+    (folder / ORIGIN_FILE).write_text(json.dumps({"gguf": file.name}), encoding="utf-8")

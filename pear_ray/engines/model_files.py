@@ -7,7 +7,7 @@ from typing import Any
 
 from pear_ray.artifacts.manifest import file_fingerprint, folder_fingerprint
 from pear_ray.embedded.paths import embedded_path
-from pear_ray.engines.gguf import convert_gguf_package
+from pear_ray.engines.gguf import ORIGIN_FILE, convert_gguf_package
 from pear_ray.errors import ConfigError, InputError
 
 EMBEDDED = "embedded:"
@@ -115,9 +115,12 @@ def vocabulary_fingerprint(folder: Path) -> str:
 
 
 def provenance(folder: Path) -> dict[str, str]:
-    """What a score was made with: identities of weights, tokenizer and template, quantisation."""
+    """What a score was made with: identities of weights, tokenizer and template, quantisation.
+
+    `origin` names the quantised file that the weights were made of, where they were.
+    """
     quantisation = _read_json(folder / "config.json").get("quantization_config") or {}
-    template = folder / "chat_template.jinja"
+    template, origin = folder / "chat_template.jinja", folder / ORIGIN_FILE
     return {
         "model": str(folder),
         "fingerprint": model_fingerprint(folder),
@@ -126,6 +129,7 @@ def provenance(folder: Path) -> dict[str, str]:
             template if template.exists() else folder / "tokenizer_config.json"
         ),
         "quantisation": str(quantisation.get("quant_method", "none")),
+        "origin": _read_json(origin).get("gguf", "") if origin.exists() else "",
     }
 
 

@@ -28,7 +28,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     num_rows = int(scored.counts["rows"])
     job = policy_job(config, run_dir)
     with ray_session(config.cluster):
-        seconds = score_corpus(
+        rows_per_s = score_corpus(
             job,
             progress=lambda rows: log.log({"diagnose/rows": rows}, step=rows, num_steps=num_rows),
         )
@@ -44,7 +44,10 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     for warning in diagnosis_warnings(diagnosis):
         log.event("warning", f"{warning.source}: {warning.headline}: {warning.message}")
     log.log(
-        {"diagnose/rows": num_rows, "diagnose/tokens_per_s": scored.counts["tokens"] / seconds},
+        {
+            "diagnose/rows": num_rows,
+            "diagnose/tokens_per_s": rows_per_s * scored.counts["tokens"] / num_rows,
+        },
         step=num_rows,
         num_steps=num_rows,
     )

@@ -34,7 +34,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     job = behavior_job(config, run_dir)
     num_rows, num_tokens = int(counts["rows"]), int(counts["tokens"])
     with ray_session(config.cluster):
-        seconds = score_corpus(
+        rows_per_s = score_corpus(
             job,
             progress=lambda rows: log.log({"score/rows": rows}, step=rows, num_steps=num_rows),
         )
@@ -44,7 +44,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     audits = {source: _audit(config, job, source) for source in job.models}
     found = _summary(list(audits.values()))
     log.log(
-        found | {"score/rows": num_rows, "score/tokens_per_s": num_tokens / seconds},
+        found | {"score/rows": num_rows, "score/tokens_per_s": rows_per_s * num_tokens / num_rows},
         step=num_rows,
         num_steps=num_rows,
     )

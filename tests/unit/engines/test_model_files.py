@@ -9,6 +9,7 @@ import pytest
 from pear_ray.engines.model_files import (
     max_positions,
     model_fingerprint,
+    provenance,
     resolve_model,
     vocabulary_fingerprint,
 )
@@ -108,3 +109,19 @@ def test_model_fingerprint_sees_one_byte(folder: Path, student: Path) -> None:
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     assert model_fingerprint(folder) != model_fingerprint(student)
+
+
+def test_provenance_says_what_a_score_was_made_with(folder: Path) -> None:
+    found = provenance(folder)
+    assert found["model"] == str(folder)
+    assert (found["quantisation"], found["origin"]) == ("none", "")
+    (folder / "origin.json").write_text('{"gguf": "model.Q4_1.gguf"}', encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "awq"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    changed = provenance(folder)
+    assert (changed["quantisation"], changed["origin"]) == ("awq", "model.Q4_1.gguf")
+    assert changed["template"] != found["template"]
+    assert changed["vocabulary"] == found["vocabulary"]
+    assert changed["fingerprint"] != found["fingerprint"]
