@@ -191,6 +191,10 @@ def join_scores(
                     scores = _scores_of(row, found.get(place), top_k=top_k)
                 _check_length(row, "log-probs", scores.logprobs, len(row["token_ids"]))
                 joined.write(_joined(row, scores))
+
+
+def remove_blocks(stage_dir: Path) -> None:
+    """Remove what a resumed attempt would have gone on from; once the artifact is complete."""
     shutil.rmtree(stage_dir / "blocks", ignore_errors=True)
 
 

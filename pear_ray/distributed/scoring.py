@@ -19,6 +19,7 @@ from pear_ray.artifacts import scores
 from pear_ray.artifacts.scores import Block, Scores
 from pear_ray.artifacts.tables import CORPUS, read_table
 from pear_ray.config.run import RunConfig
+from pear_ray.corpus.rows import MAX_LOG_PROB
 from pear_ray.distributed.capacity import (
     engine_spec,
     num_threads,
@@ -33,7 +34,6 @@ from pear_ray.errors import EngineError
 
 REPORT_S = 1.0
 CPU_SHARE_LEFT = 0.5  # of one worker's CPUs, so that Ray Data's own tasks find a place
-MAX_LOG_PROB = 1e-4  # a certain token's, after float32 rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pear_ray.artifacts import manifest
-from pear_ray.artifacts.scores import join_scores
+from pear_ray.artifacts.scores import join_scores, remove_blocks
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.scoring import policy_job, score_corpus
 from pear_ray.distributed.session import ray_session
@@ -51,7 +51,9 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         step=num_rows,
         num_steps=num_rows,
     )
-    return manifest.complete(stage_dir, counts={"rows": num_rows})
+    made = manifest.complete(stage_dir, counts={"rows": num_rows})
+    remove_blocks(stage_dir)
+    return made
 
 
 def _models(config: RunConfig) -> dict[str, str]:

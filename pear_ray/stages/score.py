@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pear_ray.artifacts import manifest
-from pear_ray.artifacts.scores import ANY_SOURCE, join_scores
+from pear_ray.artifacts.scores import ANY_SOURCE, join_scores, remove_blocks
 from pear_ray.artifacts.tables import CORPUS, SCORED, read_table
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.scoring import ScoringJob, behavior_job, score_corpus
@@ -48,7 +48,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         step=num_rows,
         num_steps=num_rows,
     )
-    return manifest.complete(
+    made = manifest.complete(
         stage_dir,
         counts={"rows": num_rows, "tokens": num_tokens},
         details=found
@@ -69,6 +69,8 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             "top_k": config.score.top_k,
         },
     )
+    remove_blocks(stage_dir)
+    return made
 
 
 def _audit(config: RunConfig, job: ScoringJob, source: str) -> dict[str, float]:

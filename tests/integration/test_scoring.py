@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pear_ray.artifacts.scores import Block, join_scores
+from pear_ray.artifacts.scores import Block, join_scores, remove_blocks
 from pear_ray.artifacts.tables import CORPUS, SCORED, SCORED_TOP, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed import scoring
@@ -100,6 +100,7 @@ def test_every_source_is_scored_by_its_own_model(local_ray: None, job: ScoringJo
         for row, expected in zip(own, reference, strict=True):
             wanted = np.where(row["loss_mask"], expected, 0.0)
             np.testing.assert_allclose(row["behavior_logprobs"], wanted, rtol=2e-6, atol=1e-5)
+    remove_blocks(job.folder)
     assert not (job.folder / "blocks").exists()
 
 
