@@ -129,11 +129,12 @@ class RewardPool:
         else:
             detail = f"was killed after {elapsed_s:.1f} s (rewards.deadline_s={self._deadline_s:g})"
         process.kill()
-        if process.in_flight:
+        if process.begun and process.in_flight:
             stuck = process.in_flight.popleft()
             rewards[stuck] = Reward(RewardStatus.ERRORED, 0.0, f"the verifier's process {detail}")
             waiting.extendleft(reversed(process.in_flight))
         else:
+            waiting.extendleft(reversed(process.in_flight))  # it died before it had begun on them
             self._lost_in_a_row += 1
             if self._lost_in_a_row >= MAX_LOST_IN_A_ROW * len(self._processes):
                 raise RewardError(
@@ -166,7 +167,7 @@ class _Process:
             raise RuntimeError("Popen made no pipes, which it was asked for")
         self._stdin, self.stdout = self._popen.stdin, self._popen.stdout
         self.in_flight: deque[int] = deque()
-        self.ready, self.dead, self.fatal = False, False, ""
+        self.ready, self.begun, self.dead, self.fatal = False, False, False, ""
         self.since = time.monotonic()
         self._partial = b""
         self._answers: list[tuple[int, Reward]] = []
@@ -184,6 +185,7 @@ class _Process:
             self.dead = True
             return False
         self.in_flight.extend(indices)
+        self.begun = False
         self.since = time.monotonic()
         return True
 
@@ -197,6 +199,7 @@ class _Process:
             self.since = time.monotonic()
             if isinstance(message, dict):
                 self.ready = message.get("ready", False)
+                self.begun = message.get("begun", False)
                 self.fatal = message.get("fatal", "")
             else:
                 status, value, detail = message

@@ -40,6 +40,8 @@ def main(spec: str, parent_pid: int) -> None:
         return
     _send(answers, {"ready": True})
     for line in requests:
+        # Until this is said, a death is not the items' doing.
+        _send(answers, {"ready": True, "begun": True})
         for problem_id, task, question, entry, completion_text in json.loads(line):
             problem = Problem(problem_id, task, question, entry)
             reward = _reward_of(verifier, problem, completion_text)

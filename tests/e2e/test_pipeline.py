@@ -119,7 +119,7 @@ def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
 
 def test_scores_agree_with_what_was_sampled_and_with_transformers(finished: Path) -> None:
     details = json.loads((finished / "small" / "score" / "manifest.json").read_text())["details"]
-    assert details["score/sampled_gap/mean"] < 1e-5
+    assert details["score/given_gap/mean"] < 1e-5
     assert details["score/audit_gap/max"] < 1e-4
 
 

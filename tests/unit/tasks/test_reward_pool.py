@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_a_process_killed_while_idle_blames_no_item(pool: RewardPool) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert values(pool, 20) == list(range(20))
+
+
+def test_a_process_killed_before_it_begins_blames_no_item(pool: RewardPool) -> None:
+    """It has been sent its items, and dies without having looked at them."""
+    pids = {int(value) for _, value, _ in ask(pool, *["pid"] * 40)}
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    kill = threading.Timer(0.3, lambda: [os.kill(pid, signal.SIGKILL) for pid in pids])
+    kill.start()
+    assert {status for status, _, _ in ask(pool, *["pid"] * 20)} == {RewardStatus.OK}
+    kill.join()
 
 
 def test_closing_ends_the_processes(pool: RewardPool) -> None:
