@@ -102,8 +102,8 @@ def _audit(config: RunConfig, job: ScoringJob, source: str) -> dict[str, float]:
 def _audited_rows(config: RunConfig, job: ScoringJob, source: str) -> Iterator[dict[str, Any]]:
     """Rows of the source that an engine scored, spread over the corpus."""
     files = sorted((job.folder / "scored").glob("*.parquet"))
-    wanted = min(config.score.audit_rows, len(files) * config.score.audit_rows)
-    chosen = [files[place] for place in np.linspace(0, len(files) - 1, wanted).round().astype(int)]
+    places = np.linspace(0, len(files) - 1, config.score.audit_rows).round().astype(int)
+    chosen = [files[place] for place in places]
     for file in sorted(set(chosen)):
         scored = read_table(file, SCORED).to_pylist()
         corpus = read_table(job.corpus / file.name, CORPUS).to_pylist()
