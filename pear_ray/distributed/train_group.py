@@ -3,8 +3,10 @@
 import itertools
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ from ray.train import (
     UserCallback,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+    PlacementGroupHandle,
+)
 
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
@@ -50,12 +57,32 @@ def run_train_group(
     """
     for failures in itertools.count(1):
         try:
-            _trainer(loop, job, cluster=cluster, stage_dir=stage_dir).fit()
+            _fit(_trainer(loop, job, cluster=cluster, stage_dir=stage_dir))
         except ray.train.TrainingFailedError as error:
             if not _died_while_starting(error) or failures > cluster.max_failures:
                 raise _cause(error) from error
         else:
             return
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """Run `trainer` to its end, in a thread of its own.
+
+    In the main thread Ray Train takes Ctrl-C for itself, ends the process with 0 and keeps the
+    handler, and with it the controller and all that it occupies, after the end of the training.
+    """
+    done: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    done.result()
 
 
 def _trainer(
@@ -83,7 +110,7 @@ def _trainer(
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             worker_runtime_env={"env_vars": worker_environment(cluster)},
-            callbacks=[StopAtOurErrors()],
+            callbacks=[StopAtOurErrors(), GiveResourcesBack()],
         ),
     )
 
@@ -114,6 +141,27 @@ class StopAtOurErrors(UserCallback):
         for error in causes(worker_exceptions.values()):
             if isinstance(error, PearRayError):
                 raise error
+
+
+class GiveResourcesBack(ControllerCallback, WorkerGroupCallback):
+    """Frees the devices of a group whose start failed.
+
+    Ray Train 2.60 forgets such a group's placement group: the CPUs and GPUs stay reserved, and on a
+    cluster without spare ones the next group would wait for them for ever. Ray Train has no public
+    callback with the placement group in it.
+    """
+
+    def __init__(self) -> None:
+        self._reserved: PlacementGroupHandle | None = None
+
+    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
+        """Remember what is reserved."""
+        self._reserved = worker_group.get_worker_group_state().placement_group_handle
+
+    async def before_controller_shutdown(self) -> None:
+        """Free it; nothing happens where Ray Train did so itself."""
+        if self._reserved is not None:
+            self._reserved.shutdown()
 
 
 def start_worker(cluster: ClusterConfig) -> torch.device:

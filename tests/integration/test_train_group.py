@@ -1,11 +1,15 @@
 """What a worker group does when a worker fails: restarts for deaths, none for our own errors."""
 
+import gc
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.train_group import run_train_group
@@ -34,13 +38,27 @@ def test_our_own_error_ends_the_group_at_once(local_ray: None, tmp_path: Path) -
             raise TrainingError("planted: the gradient norm is nan")
         dist.barrier()
 
+    interrupt = signal.getsignal(signal.SIGINT)
     with pytest.raises(TrainingError, match=r"^planted: the gradient norm is nan$"):
         run(loop, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is interrupt  # Ray Train would keep its own
     assert attempts(tmp_path) == ["x"]
 
 
+@pytest.fixture
+def none_to_spare(local_ray: None) -> Iterator[None]:
+    """The other CPU of the two is taken: what a failed group keeps, the next one lacks."""
+    gc.collect()  # actors that the errors of earlier tests hold
+    taken = ray.util.placement_group([{"CPU": 1}])
+    assert taken.wait(60)
+    yield
+    ray.util.remove_placement_group(taken)
+
+
 @pytest.mark.parametrize("lives_s", [0, 3])
-def test_a_worker_that_dies_is_restarted(local_ray: None, tmp_path: Path, lives_s: float) -> None:
+def test_a_worker_that_dies_is_restarted(
+    none_to_spare: None, tmp_path: Path, lives_s: float
+) -> None:
     """Whether it dies while Ray Train still starts the group, or later."""
 
     def loop(job: dict[str, Any]) -> None:
