@@ -1,6 +1,7 @@
 """PEAR weights of 32k packed tokens: milliseconds on one thread, against a plain Python loop."""
 
 import math
+import os
 import statistics
 import sys
 import time
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from record import Figure, write_figures
 
 from pear_ray.algorithms.pear import pear_token_weights
+from pear_ray.engines.environment import engine_environment
 
 NUM_TOKENS, LENGTH, GAMMA = 32_768, 512, 0.999
 GOAL_MS = 1.0
@@ -73,5 +75,13 @@ def milliseconds(act: Callable[[], object], *, repeats: int) -> float:
     return statistics.median(times)
 
 
+def as_in_a_worker() -> None:
+    """Start this process again with a training worker's environment, which it reads at start."""
+    worker = engine_environment(device="cpu", num_threads=1, kv_cache_gib=1)
+    if worker.items() - os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | worker)  # noqa: S606
+
+
 if __name__ == "__main__":
+    as_in_a_worker()
     main()

@@ -73,7 +73,7 @@ def _batch_lines(config: RunConfig) -> Iterator[str]:
 
 
 def _device_lines(config: RunConfig) -> Iterator[str]:
-    asked = ", ".join(f"{amount:g} {name}" for name, amount in demand(config.cluster).items())
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in demand(config).items())
     yield f"  asked     {asked} for the largest stage"
     if config.cluster.address:
         yield f"  found     not looked at: the cluster at {config.cluster.address} is not contacted"

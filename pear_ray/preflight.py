@@ -13,6 +13,7 @@ from pear_ray.corpus.parts import find_parts
 from pear_ray.engines.model_files import (
     max_positions,
     model_fingerprint,
+    num_attention_heads,
     resolve_behavior,
     resolve_model,
     vocab_size,
@@ -40,7 +41,8 @@ def check_models(config: RunConfig) -> Models:
     Raises:
         InputError: A model is missing or unusable, their vocabularies differ, or the run wants
             longer sequences than the policy was made for.
-        ConfigError: `score.top_k` is more than a behavior model's vocabulary.
+        ConfigError: `score.top_k` is more than a behavior model's vocabulary, or
+            `score.tensor_parallel_size` does not divide a scored model's attention heads.
     """
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
     behavior = _naming("models.behavior", lambda: resolve_behavior(config.models.behavior))
@@ -58,6 +60,7 @@ def check_models(config: RunConfig) -> Models:
                 f"score.top_k={config.score.top_k} is more than the {vocab_size(model)} ids of "
                 f"models.behavior={model} (source {source!r}); lower it"
             )
+    _check_split(config, {"models.policy": policy} | _named(behavior))
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:
         raise InputError(
@@ -66,6 +69,22 @@ def check_models(config: RunConfig) -> Models:
         )
     identities = {source: model_fingerprint(model) for source, model in behavior.items()}
     return Models(policy, behavior, model_fingerprint(policy), json.dumps(identities))
+
+
+def _named(behavior: dict[str, Path]) -> dict[str, Path]:
+    return {f"models.behavior (source {source!r})": model for source, model in behavior.items()}
+
+
+def _check_split(config: RunConfig, models: dict[str, Path]) -> None:
+    """See that every model that may be scored with splits over the devices asked for."""
+    devices = config.score.tensor_parallel_size
+    for name, model in models.items():
+        heads = num_attention_heads(model)
+        if heads is not None and heads % devices:
+            raise ConfigError(
+                f"score.tensor_parallel_size={devices} does not divide the {heads} attention heads "
+                f"of {name}: {model}; use a divisor of {heads}"
+            )
 
 
 def check_corpus(config: RunConfig, models: Models) -> None:

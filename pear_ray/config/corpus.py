@@ -99,6 +99,9 @@ class ScoreConfig(Section):
     logits take at most about 9 bytes x `chunk_tokens` x vocabulary."""
     rows_per_block: Annotated[int, Field(gt=0)] = 256
     """Rows scored and written together; a killed run loses at most the blocks in flight."""
+    tensor_parallel_size: Annotated[int, Field(gt=0)] = 1
+    """Devices of one node that each scoring engine is spread over, for a model that does not fit on
+    one; it must divide the model's attention heads. Each takes as many CPUs as a worker, too."""
     top_k: Annotated[int, Field(ge=0, le=1000)] = 0
     """How many candidates to keep for each token that trains, for distillation: the behavior
     model's likeliest ids, the token's own among them, with their log-probs. They take 8 bytes x

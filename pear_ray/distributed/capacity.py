@@ -17,6 +17,12 @@ def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
     return wanted | {"GPU": 1.0} if cluster.device == "cuda" else wanted
 
 
+def scorer_resources(config: RunConfig) -> dict[str, float]:
+    """What one scoring engine asks Ray for, all on one node."""
+    devices = config.score.tensor_parallel_size
+    return {name: amount * devices for name, amount in worker_resources(config.cluster).items()}
+
+
 def num_threads(cluster: ClusterConfig) -> int:
     """Compute threads of one worker."""
     return max(1, int(cluster.cpus_per_worker))
@@ -29,6 +35,7 @@ def engine_spec(
     seed: int = 0,
     chunk_tokens: int | None = None,
     max_top_k: int = 0,
+    tensor_parallel_size: int = 1,
 ) -> EngineSpec:
     """The run's engine on the weights in `model`."""
     return EngineSpec(
@@ -40,6 +47,7 @@ def engine_spec(
         seed=seed,
         chunk_tokens=chunk_tokens,
         max_top_k=max_top_k,
+        tensor_parallel_size=tensor_parallel_size,
     )
 
 
@@ -57,9 +65,11 @@ def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
     )
 
 
-def demand(cluster: ClusterConfig) -> dict[str, float]:
+def demand(config: RunConfig) -> dict[str, float]:
     """The most that any stage needs at once; scoring grows beyond it where it can."""
-    workers = max(cluster.num_trainers, cluster.min_samplers or cluster.num_samplers)
+    cluster = config.cluster
+    scorers = cluster.min_samplers or cluster.num_samplers
+    workers = max(cluster.num_trainers, scorers * config.score.tensor_parallel_size)
     return {name: amount * workers for name, amount in worker_resources(cluster).items()}
 
 
@@ -71,7 +81,7 @@ def check_capacity(config: RunConfig, found: Mapping[str, float]) -> None:
     """
     short = {
         name: (wanted, found.get(name, 0.0))
-        for name, wanted in demand(config.cluster).items()
+        for name, wanted in demand(config).items()
         if wanted > found.get(name, 0.0)
     }
     if short:
@@ -81,6 +91,7 @@ def check_capacity(config: RunConfig, found: Mapping[str, float]) -> None:
         )
         raise CapacityError(
             f"{asked}: lower cluster.num_trainers={config.cluster.num_trainers}, "
-            f"cluster.num_samplers={config.cluster.num_samplers} or "
+            f"cluster.num_samplers={config.cluster.num_samplers}, "
+            f"score.tensor_parallel_size={config.score.tensor_parallel_size} or "
             f"cluster.cpus_per_worker={config.cluster.cpus_per_worker:g}, or give the cluster more"
         )

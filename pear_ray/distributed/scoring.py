@@ -23,8 +23,8 @@ from pear_ray.corpus.rows import MAX_LOG_PROB
 from pear_ray.distributed.capacity import (
     engine_spec,
     num_threads,
+    scorer_resources,
     worker_environment,
-    worker_resources,
 )
 from pear_ray.distributed.failures import engine_errors, quiet_ray_data
 from pear_ray.engines.backing_off import BackingOff
@@ -76,6 +76,7 @@ class BehaviorScorer:
                 job.models[source],
                 chunk_tokens=config.score.chunk_tokens,
                 max_top_k=job.top_k,
+                tensor_parallel_size=config.score.tensor_parallel_size,
             )
         )
         most = config.score.rows_per_block
@@ -186,7 +187,7 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
 
 def _dataset(job: ScoringJob, source: str, blocks: Sequence[Block]) -> ray.data.Dataset:
     cluster = job.config.cluster
-    wanted = worker_resources(cluster)
+    wanted = scorer_resources(job.config)
     most = min(cluster.num_samplers, len(blocks))
     least = min(cluster.min_samplers or most, most)
     rows = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks))

@@ -105,6 +105,11 @@ def vocab_size(folder: Path) -> int:
     return size
 
 
+def num_attention_heads(folder: Path) -> int | None:
+    """Attention heads of the model of `folder`, where its config says."""
+    return _read_json(folder / "config.json").get("num_attention_heads")
+
+
 def vocabulary_fingerprint(folder: Path) -> str:
     """Identity of a tokenizer: two models with the same one give every text the same ids."""
     file = next(folder / name for name in TOKENIZER_FILES if (folder / name).exists())

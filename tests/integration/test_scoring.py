@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pear_ray.artifacts.scores import Block, join_scores, remove_blocks
 from pear_ray.artifacts.tables import CORPUS, SCORED, SCORED_TOP, read_table, write_rows
@@ -102,6 +104,37 @@ def test_every_source_is_scored_by_its_own_model(local_ray: None, job: ScoringJo
             np.testing.assert_allclose(row["behavior_logprobs"], wanted, rtol=2e-6, atol=1e-5)
     remove_blocks(job.folder)
     assert not (job.folder / "blocks").exists()
+
+
+def test_an_engine_spread_over_two_devices_gives_the_same(
+    local_ray: None, job: ScoringJob, tmp_path: Path
+) -> None:
+    """The embedded models have three heads, which no two devices can share: one with four."""
+    model = four_headed(tmp_path / "four-headed")
+    config = job.config.model_copy(
+        update={"score": job.config.score.model_copy(update={"tensor_parallel_size": 2})}
+    )
+    score_corpus(
+        dataclasses.replace(job, config=config, models={"*": model}), progress=lambda rows: None
+    )
+    scored = join(job)
+    reference = reference_logprobs(model, [row["token_ids"] for row in scored])
+    for row, expected in zip(scored, reference, strict=True):
+        wanted = np.where(row["loss_mask"], expected, 0.0)
+        np.testing.assert_allclose(row["behavior_logprobs"], wanted, rtol=2e-6, atol=2e-5)
+
+
+def four_headed(folder: Path) -> Path:
+    """A random model of the embedded teacher's shape and tokenizer, with four attention heads."""
+    teacher = embedded_path("teacher")
+    shutil.copytree(teacher, folder)
+    shape = AutoConfig.from_pretrained(
+        teacher, num_attention_heads=4, num_key_value_heads=4, initializer_range=0.2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    return folder
 
 
 def test_candidates_are_of_the_rows_own_tokens(

@@ -226,6 +226,13 @@ def test_candidates_that_a_vocabulary_has_not(refused: Callable[..., str]) -> No
     assert "(source '*'); lower it" in message
 
 
+def test_heads_that_do_not_split(refused: Callable[..., str]) -> None:
+    message = refused("score.tensor_parallel_size=2")
+    assert message.startswith("ConfigError: score.tensor_parallel_size=2 does not divide the 3 att")
+    assert "heads of models.policy" in message
+    assert "use a divisor of 3" in message
+
+
 def test_candidates_of_another_tokenizer(refused: Callable[..., str]) -> None:
     message = refused("score.top_k=5", "models.align=bytes")
     assert message.startswith("ConfigError: ")

@@ -170,17 +170,24 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _device_options(spec: EngineSpec) -> dict[str, object]:
-    chunked: dict[str, object] = {}
+    common: dict[str, object] = {}
     if spec.chunk_tokens:
-        chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": spec.chunk_tokens}
+        common = {"enable_chunked_prefill": True, "max_num_batched_tokens": spec.chunk_tokens}
+    if spec.tensor_parallel_size > 1:
+        # Inside a Ray actor vLLM would take Ray for its workers, and ask it for devices anew.
+        common |= {
+            "tensor_parallel_size": spec.tensor_parallel_size,
+            "distributed_executor_backend": "mp",
+        }
     if spec.device == "cuda":
-        return {"gpu_memory_utilization": spec.gpu_memory_fraction, **chunked}
-    if chunked:
-        return {"enforce_eager": True, **chunked}
+        return {"gpu_memory_utilization": spec.gpu_memory_fraction, **common}
+    if spec.chunk_tokens:
+        return {"enforce_eager": True, **common}
     return {
         "enforce_eager": True,
         # A seeded request whose prompt is cut over two batches fails on CPU in vLLM 0.32 (it
         # rewinds the generator, which only CUDA's can do): whole prompts only.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_model_len + 1),
+        **common,
     }

@@ -18,6 +18,8 @@ class EngineSpec:
         chunk_tokens: Most tokens of one forward pass, longer prompts being cut; None leaves it to
             vLLM. It bounds the logits that scoring holds at once.
         max_top_k: Most candidates per token that scoring may ask for.
+        tensor_parallel_size: Devices that the engine is spread over, each with a process of its
+            own; such an engine takes no weights.
     """
 
     model: str
@@ -29,6 +31,7 @@ class EngineSpec:
     seed: int = 0
     chunk_tokens: int | None = None
     max_top_k: int = 0
+    tensor_parallel_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,11 @@ def run_config(**cluster: object) -> RunConfig:
 
 def test_the_largest_stage_decides() -> None:
     config = run_config(num_trainers=2, num_samplers=5, cpus_per_worker=1.5)
-    assert demand(config.cluster) == {"CPU": 7.5}
+    assert demand(config) == {"CPU": 7.5}
     config = run_config(num_trainers=4, num_samplers=1, cpus_per_worker=0.5, device="cuda")
-    assert demand(config.cluster) == {"CPU": 2.0, "GPU": 4.0}
+    assert demand(config) == {"CPU": 2.0, "GPU": 4.0}
+    split = config.score.model_copy(update={"tensor_parallel_size": 8})
+    assert demand(config.model_copy(update={"score": split})) == {"CPU": 4.0, "GPU": 8.0}
 
 
 def test_exactly_enough_is_enough() -> None:
