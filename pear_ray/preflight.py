@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,9 +42,15 @@ def check_models(config: RunConfig) -> Models:
     Raises:
         InputError: A model is missing or unusable, their vocabularies differ, or the run wants
             longer sequences than the policy was made for.
-        ConfigError: `score.top_k` is more than a behavior model's vocabulary, or
-            `score.tensor_parallel_size` does not divide a scored model's attention heads.
+        ConfigError: The backend is not installed, `score.top_k` is more than a behavior model's
+            vocabulary, or `score.tensor_parallel_size` does not divide a scored model's attention
+            heads.
     """
+    if config.sft.backend.kind == "deepspeed" and find_spec("deepspeed") is None:
+        raise ConfigError(
+            "sft.backend.kind=deepspeed wants DeepSpeed, which is not installed; "
+            "pip install 'pear-ray[deepspeed]', or use kind fsdp"
+        )
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
     behavior = _naming("models.behavior", lambda: resolve_behavior(config.models.behavior))
     for source, model in behavior.items():

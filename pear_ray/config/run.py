@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pear_ray.config.backends import PARAMETERS_SPLIT
 from pear_ray.config.base import Section
 from pear_ray.config.corpus import CorpusConfig, ScoreConfig
 from pear_ray.config.evaluate import EvaluateConfig
@@ -57,6 +58,32 @@ class RunConfig(Section):
                     f"{field}={count} does not split over cluster.num_trainers={ranks} ranks; "
                     f"make it a multiple of {ranks}, or set cluster.num_trainers to a divisor"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_fits(self) -> "RunConfig":
+        backend, cluster = self.sft.backend, self.cluster
+        if backend.kind == "fsdp" and cluster.num_trainers % (backend.shard_over or 1):
+            raise ValueError(
+                f"sft.backend.shard_over={backend.shard_over} does not divide cluster.num_trainers="
+                f"{cluster.num_trainers}; use a divisor, or leave it out to split over all ranks"
+            )
+        offloads = backend.kind == "fsdp" and backend.cpu_offload
+        if offloads and cluster.device == "cpu":
+            raise ValueError(
+                "sft.backend.cpu_offload=true moves parameters off a GPU, and cluster.device=cpu "
+                "has none; leave it out"
+            )
+        if (
+            backend.kind == "deepspeed"
+            and backend.offload == "all"
+            and backend.zero_stage != PARAMETERS_SPLIT
+        ):
+            raise ValueError(
+                "sft.backend.offload=all wants parameters that are split, and zero_stage="
+                f"{backend.zero_stage} keeps them whole; set sft.backend.zero_stage="
+                f"{PARAMETERS_SPLIT}, or offload=optimizer"
+            )
         return self
 
     @model_validator(mode="after")

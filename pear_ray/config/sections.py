@@ -36,7 +36,8 @@ class ClusterConfig(Section):
     device: Literal["cpu", "cuda"] = "cpu"
     """What engines and trainers compute on."""
     num_trainers: Annotated[int, Field(gt=0)] = 2
-    """Workers of the SFT and RL groups: one FSDP2 shard each and, in RL, one vLLM engine each."""
+    """Workers of the SFT and RL groups: one share of the model each and, in RL, one vLLM engine
+    each."""
     num_samplers: Annotated[int, Field(gt=0)] = 2
     """Engine actors for collecting, scoring and evaluating."""
     min_samplers: Annotated[int, Field(gt=0)] | None = None

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pear_ray.config.backends import BackendConfig, FsdpBackend
 from pear_ray.config.base import Section
 from pear_ray.config.sections import OptimizerConfig
 
@@ -52,6 +53,14 @@ class SftConfig(Section):
     """The per-token loss that the weights multiply."""
     reduction: Literal["sum", "token_mean", "seq_mean", "weight_norm"] = "token_mean"
     """What the weighted sum is divided by, over all microbatches and ranks at once."""
+    backend: BackendConfig = FsdpBackend()
+    """What spreads the model over the trainers."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third
+    more compute."""
+    check_equivalence: bool = True
+    """Before the first step, compare the gradient of a few rows at once, split over the ranks and
+    accumulated; the run stops if they differ."""
     num_epochs: Annotated[int, Field(gt=0)] = 1
     """Passes over the corpus."""
     global_batch_size: Annotated[int, Field(gt=0)] = 64

@@ -19,8 +19,9 @@ from pear_ray.distributed.train_group import Laps, commit, export, restore, star
 from pear_ray.engines import weights
 from pear_ray.engines.batches import Row, collate
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import load_policy, shard
-from pear_ray.engines.trainer import StepResult, Trainer, gather_over_ranks
+from pear_ray.engines.trainer import StepResult, gather_over_ranks
 from pear_ray.engines.vllm.engine import VllmEngine
 from pear_ray.engines.vllm.spec import Sampling
 from pear_ray.errors import RewardError
@@ -77,7 +78,7 @@ class GrpoWorker:
         self.canary = weights.canary_batch(policy.causal_lm.config.vocab_size, device=self.device)
         self.max_sync_gap = self.config.max_sync_gap or weights.MAX_GAP[run.models.dtype]
         self.sender = self.engine.weight_sender(policy)
-        self.trainer = Trainer(policy, self.config.optimizer, num_steps=self.config.num_steps)
+        self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=self.config.num_steps)
         self.problems = make_problems(self.config.problems)
         self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
 
@@ -135,7 +136,7 @@ class GrpoWorker:
             WeightSyncError: Some rank's engine answers otherwise than the trainer; all raise.
         """
         self.sender.publish_weights()
-        mine = weights.canary_gap(self.engine, self.trainer.policy, self.canary)
+        mine = weights.canary_gap(self.engine, self.trainer.module, self.canary)
         gaps = torch.zeros(self.world_size, dtype=torch.float64)
         gaps[self.rank] = mine
         dist.all_reduce(gaps)

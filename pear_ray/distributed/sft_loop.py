@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from pear_ray.algorithms.reduce import loss_denominator, loss_numerator
 from pear_ray.artifacts.tables import SCORED, WEIGHT_SAMPLES, read_table, write_rows
 from pear_ray.config import sft as sft_config
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.equivalence import ROWS_PER_RANK, check_equivalence
 from pear_ray.distributed.train_group import Laps, commit, export, restore, start_worker
+from pear_ray.engines.backends import make_trainer
 from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.engines.chat import ChatTokenizer
-from pear_ray.engines.policy import load_policy, shard
-from pear_ray.engines.trainer import Trainer, gather_over_ranks
+from pear_ray.engines.trainer import gather_over_ranks
 from pear_ray.telemetry.metrics_log import MetricsLog
 from pear_ray.weighting import clips, pear_weights
 
@@ -102,17 +103,22 @@ class SftWorker:
         spans = ("span_ids",) if job.config.models.align == "bytes" else ()
         self.aligned = ("behavior_logprobs", *spans)
         self.num_steps = num_sft_steps(job.config, num_rows=len(self.rows))
-        policy = shard(
-            load_policy(job.model),
+        self.dtype = job.config.models.dtype if job.config.cluster.device == "cuda" else "float32"
+        self.trainer = make_trainer(
+            job.model,
+            self.config.backend,
+            self.config.optimizer,
+            num_steps=self.num_steps,
             device=job.config.cluster.device,
-            dtype=job.config.models.dtype,
+            dtype=self.dtype,
+            activation_checkpointing=self.config.activation_checkpointing,
         )
-        self.trainer = Trainer(policy, self.config.optimizer, num_steps=self.num_steps)
         self.log = MetricsLog(job.run_dir, run=job.config.name, stage="sft", attempt=job.attempt)
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export."""
-        restore(self.trainer)
+        if not restore(self.trainer) and self.config.check_equivalence:
+            self._check_equivalence()
         for step in range(self.trainer.step_count, self.num_steps):
             laps = Laps()
             metrics = self.step(step)
@@ -126,13 +132,9 @@ class SftWorker:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step on the step's global batch; the metrics of all ranks together."""
-        sums: dict[str, float] = {}
-        for rows in self._microbatches(self._my_rows(step)):
-            part, batch, weights = self._microbatch(rows)
-            sums = weight_health.merge(sums, part)
-            if self.rank == 0 and self._is_sampled(step):
-                self._keep_weights(step, rows, batch, weights)
-        sums = functools.reduce(weight_health.merge, gather_over_ranks(sums))
+        microbatches = self._microbatches(self._my_rows(step))
+        keep = self.rank == 0 and self._is_sampled(step)
+        sums = self._accumulate(microbatches, keep_weights_of=step if keep else None)
         denominator = sums["denominator"] * self._rescale(sums)
         result = self.trainer.step(denominator)
         health = weight_health.finalise(sums)
@@ -143,23 +145,54 @@ class SftWorker:
             "sft/learning_rate": result.learning_rate,
         }
 
+    def _accumulate(
+        self, microbatches: Sequence[list[dict[str, Any]]], *, keep_weights_of: int | None = None
+    ) -> dict[str, float]:
+        """Forward and backward of the microbatches; the sums over them and all ranks."""
+        sums: dict[str, float] = {}
+        for number, rows in enumerate(microbatches, start=1):
+            with self.trainer.microbatch(last=number == len(microbatches)):
+                part, batch, weights = self._microbatch(rows)
+            sums = weight_health.merge(sums, part)
+            if keep_weights_of is not None:
+                self._keep_weights(keep_weights_of, rows, batch, weights)
+        return functools.reduce(weight_health.merge, gather_over_ranks(sums))
+
+    def _check_equivalence(self) -> None:
+        """Run the guard on the shortest rows of the first batch."""
+
+        def probe(microbatches: list[list[dict[str, Any]]]) -> float:
+            sums = self._accumulate(microbatches)
+            return self.trainer.probe(sums["denominator"] * self._rescale(sums))
+
+        rows = sorted(self._rows_of(0), key=lambda row: len(row["token_ids"]))
+        rows = rows[: ROWS_PER_RANK * self.world_size]
+        if len(rows) == ROWS_PER_RANK * self.world_size:  # every rank has its own
+            check_equivalence(
+                probe, rows, rank=self.rank, world_size=self.world_size, dtype=self.dtype
+            )
+
     def _my_rows(self, step: int) -> list[dict[str, Any]]:
-        """This rank's share of the step's rows: a slice of the epoch's seeded order."""
+        """This rank's share of the step's rows."""
+        return self._rows_of(step)[self.rank :: self.world_size]
+
+    def _rows_of(self, step: int) -> list[dict[str, Any]]:
+        """The rows of a step, over all ranks: a slice of the epoch's seeded order."""
         size = self.config.global_batch_size
         epoch, batch = divmod(step, self.num_steps // self.config.num_epochs)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
-        mine = order[batch * size : (batch + 1) * size][self.rank :: self.world_size]
-        return self.rows.take(pa.array(mine.numpy())).to_pylist()
+        taken = order[batch * size : (batch + 1) * size]
+        return self.rows.take(pa.array(taken.numpy())).to_pylist()
 
-    def _microbatches(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    def _microbatches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         """`rows` in microbatches: on every rank as many as on the rank with the most."""
         groups = length_sorted_microbatches(
             [len(row["token_ids"]) for row in rows], max_tokens=self.config.microbatch_tokens
         )
         most = max(int(each["n"]) for each in gather_over_ranks({"n": len(groups)}))
-        for number in range(most):
-            yield [rows[index] for index in groups[number]] if number < len(groups) else []
+        mine = [[rows[index] for index in group] for group in groups]
+        return mine + [[] for _ in range(most - len(groups))]
 
     def _microbatch(
         self, rows: list[dict[str, Any]]

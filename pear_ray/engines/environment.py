@@ -29,4 +29,5 @@ def engine_environment(*, device: str, num_threads: int, kv_cache_gib: int) -> d
         # Several engines share the cores; vLLM's own binding would pin them all to the first ones.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",  # DeepSpeed otherwise warns that it guesses
     }

@@ -1,12 +1,14 @@
 """The policy in training: a causal LM that gives log-probs of chosen tokens, under FSDP2."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pear_ray.algorithms.logprobs import chosen_logprobs
@@ -23,16 +25,19 @@ class Policy(nn.Module):
     def __init__(self, causal_lm: PreTrainedModel) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self.autocast_dtype: torch.dtype | None = None
 
     def forward(self, batch: TokenBatch, *, temperature: float) -> torch.Tensor:
         """Log-prob (nats) of each loss token, float32 [token], of softmax(logits / temperature)."""
-        hidden = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-        ).last_hidden_state
+        device = batch.input_ids.device.type
+        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            hidden = self.causal_lm.get_decoder()(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+            ).last_hidden_state
         predicting = hidden.flatten(0, 1)[batch.positions]  # [token, hidden]
-        head = self.causal_lm.get_output_embeddings().weight
+        head = self.causal_lm.get_output_embeddings().weight.to(hidden.dtype)
         if not batch.num_loss_tokens:
             # Keeps the graph connected, so that this rank's backward joins the others' collectives.
             return (hidden.sum() * 0.0 + head.sum() * 0.0).expand(0)
@@ -58,24 +63,63 @@ def load_policy(folder: Path) -> Policy:
     return policy
 
 
-def shard(policy: Policy, *, device: str, dtype: str) -> Policy:
-    """`policy` on its device, parameters split over all ranks (FSDP2), layer by layer.
+def shard(
+    policy: Policy,
+    *,
+    device: str,
+    dtype: str,
+    shard_over: int | None = None,
+    cpu_offload: bool = False,
+) -> Policy:
+    """`policy` on its device, parameters split over ranks (FSDP2), layer by layer.
 
     Needs an initialised process group. Parameters and gradients stay float32; with `bfloat16` the
     forward and backward passes compute in it on CUDA. On CPU they stay in float32: without matrix
     instructions for bfloat16, an SFT step of SmolLM2-135M took 100 s in it.
+
+    Args:
+        policy: Changed in place.
+        device: `cpu` or `cuda`.
+        dtype: `float32` or `bfloat16`.
+        shard_over: Ranks that a parameter is split over; groups of so many are copies. None: all.
+        cpu_offload: Keep the split parameters in the host's memory (CUDA only).
     """
-    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    world_size = torch.distributed.get_world_size()
+    if shard_over is None or shard_over == world_size:
+        mesh = init_device_mesh(device, (world_size,))
+    else:
+        mesh = init_device_mesh(
+            device, (world_size // shard_over, shard_over), mesh_dim_names=("copy", "shard")
+        )
+    policy.to(torch.device("cpu" if cpu_offload else device))
+    options: dict[str, Any] = {"mesh": mesh}
+    if dtype == "bfloat16" and device == "cuda":
+        options["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
+    if cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy()
+    for layer in policy.causal_lm.get_decoder().layers:
+        fully_shard(layer, **options)
+    fully_shard(policy, **options)  # in place
+    return policy
+
+
+def replicate(policy: Policy, *, device: str, dtype: str) -> DistributedDataParallel:
+    """`policy` whole on every rank's device, gradients averaged; dtypes as in `shard`."""
     policy.to(torch.device(device))
-    mixed = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if dtype == "bfloat16" and device == "cuda"
-        else MixedPrecisionPolicy()
+    if dtype == "bfloat16" and device == "cuda":
+        policy.autocast_dtype = torch.bfloat16
+    return DistributedDataParallel(policy)
+
+
+def checkpoint_activations(policy: Policy) -> None:
+    """Keep only each layer's input for backward and compute the rest again there."""
+    policy.causal_lm.gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={"use_reentrant": False}
     )
     for layer in policy.causal_lm.get_decoder().layers:
-        fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    fully_shard(policy, mesh=mesh, mp_policy=mixed)  # in place
-    return policy
+        layer.training = True  # what transformers asks; the modules inside stay without dropout
 
 
 def _guard_log_probs(policy: Policy, folder: Path) -> None:

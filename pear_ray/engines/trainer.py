@@ -1,20 +1,15 @@
-"""Optimizer steps on a sharded policy: the part that SFT and RL share."""
+"""Optimizer steps on a policy spread over ranks: what every backend and both loops share."""
 
+import abc
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
 
 from pear_ray.config.sections import OptimizerConfig
 from pear_ray.engines.policy import Policy
@@ -29,99 +24,123 @@ class StepResult:
     learning_rate: float
 
 
-class Trainer:
-    """A sharded policy with AdamW and its schedule.
+class Trainer(abc.ABC):
+    """A policy with AdamW and its schedule, on some backend.
 
     Losses arrive as sums. Gradients of sums are added up over microbatches and ranks, and divided
     once, by the denominator of the whole step: neither microbatches nor ranks can change the
     result.
+
+    Attributes:
+        policy: What gives log-probs; called like a `Policy`, and a collective.
+        module: The `Policy` itself, without what a backend wraps it in.
+        step_count: Optimizer steps behind the weights.
     """
 
-    def __init__(self, policy: Policy, config: OptimizerConfig, *, num_steps: int) -> None:
+    def __init__(
+        self,
+        policy: Callable[..., torch.Tensor],
+        module: Policy,
+        config: OptimizerConfig,
+        *,
+        num_steps: int,
+    ) -> None:
         self.policy = policy
+        self.module = module
         self.config = config
         self.num_steps = num_steps
         self.step_count = 0
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-        )
+
+    def microbatch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
+        """Around forward and backward of one microbatch; `last` is the step's last one."""
+        return contextlib.nullcontext()
 
     def backward(self, numerator: torch.Tensor) -> None:
         """Add the gradient of a microbatch's loss sum (a collective: as often on every rank)."""
         numerator.backward()
 
     def step(self, denominator: float) -> StepResult:
-        """Divide by the global `denominator`, clip, and step.
+        """Divide by the global `denominator`, clip, and step (a collective).
 
         Raises:
             TrainingError: The gradient is not finite, or nothing is left to divide by; the weights
                 are left as they were.
         """
+        rate = learning_rate_at(self.step_count, num_steps=self.num_steps, config=self.config)
+        grad_norm = self._checked_step(denominator, rate)
+        self.step_count += 1
+        return StepResult(grad_norm=grad_norm, learning_rate=rate)
+
+    def probe(self, denominator: float) -> float:
+        """The gradient norm that `step` would find; nothing is changed by it (a collective).
+
+        Only before the first step: the optimizer's state is set back to nothing.
+
+        Raises:
+            TrainingError: As in `step`.
+        """
+        grad_norm = self._checked_step(denominator, 0.0)
+        for state in self._optimizer_states():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+        return grad_norm
+
+    def _checked_step(self, denominator: float, rate: float) -> float:
         if not denominator > 0:
             raise TrainingError(
                 f"step {self.step_count + 1}: the loss denominator is {denominator:g}, not above "
                 "0; look at the rows of this step: no loss token, or weights that are all zero"
             )
-        # FSDP has averaged gradients over ranks; the loss is a sum over ranks over one denominator.
-        scale = dist.get_world_size() / denominator
-        for parameter in self.policy.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.parameters(), self.config.max_grad_norm, foreach=True
-        )
-        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        # Every backend averages gradients over ranks; the loss is a sum over them.
+        grad_norm = self._apply(denominator / dist.get_world_size(), rate)
         if not math.isfinite(grad_norm):
             raise TrainingError(
                 f"step {self.step_count + 1}: the gradient norm is {grad_norm}; "
                 "lower the learning rate, or look at the rows of this step for extreme log-probs"
             )
-        rate = learning_rate_at(self.step_count, num_steps=self.num_steps, config=self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step_count += 1
-        return StepResult(grad_norm=grad_norm, learning_rate=rate)
+        return grad_norm
 
+    @abc.abstractmethod
+    def _apply(self, divisor: float, rate: float) -> float:
+        """Divide the gradient, clip it, step at `rate` if it is finite; its norm before that."""
+
+    @abc.abstractmethod
+    def _optimizer_states(self) -> Iterable[dict[str, Any]]:
+        """The optimizer's state of each parameter of this rank."""
+
+    @abc.abstractmethod
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights, optimizer and step count (a collective)."""
-        dcp.save(self._state(), checkpoint_id=folder)
 
+    @abc.abstractmethod
     def load(self, folder: Path) -> None:
         """Take up exactly where `save` left off (a collective)."""
-        state = self._state()
-        dcp.load(state, checkpoint_id=folder)
-        set_state_dict(
-            self.policy,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-        )
-        self.step_count = int(state["step_count"])
 
+    @abc.abstractmethod
     def export(self, folder: Path, *, save_tokenizer: Callable[[Path], Any]) -> None:
         """Write the whole model as a Hugging Face folder from rank 0 (a collective)."""
-        full = get_model_state_dict(
-            self.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        if dist.get_rank() == 0:
-            prefix = "causal_lm."
-            weights = {name.removeprefix(prefix): tensor for name, tensor in full.items()}
-            self.policy.causal_lm.save_pretrained(folder, state_dict=weights)
-            save_tokenizer(folder)
-        dist.barrier()
 
-    def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.policy, self.optimizer)
-        return {
-            "model": model,
-            "optimizer": optimizer,
-            "step_count": torch.tensor(self.step_count),
-        }
+
+def write_model(
+    policy: Policy,
+    full: Mapping[str, Any],
+    folder: Path,
+    save_tokenizer: Callable[[Path], Any],
+) -> None:
+    """Write a policy's whole state dict as a Hugging Face folder; tied weights once."""
+    names: dict[int, str] = {}
+    for name, parameter in policy.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), name)
+    again = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+    again -= set(names.values())
+    weights = {
+        name.removeprefix("causal_lm."): tensor
+        for name, tensor in full.items()
+        if name not in again
+    }
+    policy.causal_lm.save_pretrained(folder, state_dict=weights)
+    save_tokenizer(folder)
 
 
 def learning_rate_at(step: int, *, num_steps: int, config: OptimizerConfig) -> float:

@@ -87,7 +87,7 @@ def test_microbatches_do_not_change_an_sft_step(
         metrics = worker.step(0)
         # After its first step, AdamW's first moment is the clipped gradient times 1 - beta1.
         state = worker.trainer.optimizer.state
-        moments = [state[p]["exp_avg"].full_tensor() for p in worker.trainer.policy.parameters()]
+        moments = [state[p]["exp_avg"].full_tensor() for p in worker.trainer.module.parameters()]
         found.append((metrics, moments))
     (whole, whole_gradients), (cut, cut_gradients) = found
     assert whole["sft/weighted_loss"] == pytest.approx(cut["sft/weighted_loss"], rel=1e-5)

@@ -118,3 +118,18 @@ def test_configs_are_frozen(run_file: Path) -> None:
     config = load_run(run_file)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        (
+            "{kind: fsdp, shard_over: 3}",
+            "sft.backend.shard_over=3 does not divide",
+        ),
+        ("{kind: fsdp, cpu_offload: true}", "moves parameters off a GPU, and cluster.device=cpu"),
+        ("{kind: deepspeed, zero_stage: 2, offload: all}", "zero_stage=2 keeps them whole"),
+    ],
+)
+def test_backends_that_contradict_the_run(run_file: Path, backend: str, words: str) -> None:
+    assert words in refusal(run_file, f"sft.backend={backend}")

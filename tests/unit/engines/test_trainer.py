@@ -11,8 +11,9 @@ import torch
 from pear_ray.config.sections import OptimizerConfig
 from pear_ray.engines.batches import Row, collate
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import load_policy, shard
-from pear_ray.engines.trainer import Trainer, gather_over_ranks, learning_rate_at
+from pear_ray.engines.trainer import gather_over_ranks, learning_rate_at
 from pear_ray.errors import TrainingError
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -21,12 +22,14 @@ CONFIG = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0)
 ROWS = [[5, 60, 70, 80, 90, 257], [7, 33, 257], [9, 40, 41, 42, 257], [11, 257]]
 
 
-def trainer_of(folder: Path, config: OptimizerConfig = CONFIG, *, num_steps: int = 10) -> Trainer:
+def trainer_of(
+    folder: Path, config: OptimizerConfig = CONFIG, *, num_steps: int = 10
+) -> NativeTrainer:
     policy = shard(load_policy(folder), device="cpu", dtype="float32")
-    return Trainer(policy, config, num_steps=num_steps)
+    return NativeTrainer(policy, config, num_steps=num_steps)
 
 
-def numerator(trainer: Trainer, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def numerator(trainer: NativeTrainer, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     batch = collate(
         [Row(ids, [True] * len(ids), {}) for ids in rows],
         pad_id=256,
@@ -36,14 +39,14 @@ def numerator(trainer: Trainer, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return -trainer.policy(batch, temperature=1.0).sum()
 
 
-def weights(trainer: Trainer) -> list[torch.Tensor]:
-    return [p.full_tensor().detach().clone() for p in trainer.policy.parameters()]
+def weights(trainer: NativeTrainer) -> list[torch.Tensor]:
+    return [p.full_tensor().detach().clone() for p in trainer.module.parameters()]
 
 
-def moments(trainer: Trainer) -> list[torch.Tensor]:
+def moments(trainer: NativeTrainer) -> list[torch.Tensor]:
     """AdamW's first moment, after one step the clipped gradient times 1 - beta1."""
     state = trainer.optimizer.state
-    return [state[p]["exp_avg"].full_tensor() for p in trainer.policy.parameters()]
+    return [state[p]["exp_avg"].full_tensor() for p in trainer.module.parameters()]
 
 
 @pytest.mark.parametrize("cuts", [[[0], [1], [2], [3]], [[0, 3], [1, 2]], [[0, 1, 2], [], [3]]])
@@ -111,7 +114,7 @@ def test_nothing_to_divide_by_leaves_the_weights(student: Path, denominator: flo
 def test_save_and_load_go_on_bit_for_bit(student: Path, tmp_path: Path) -> None:
     config = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.2, final_fraction=0.1)
 
-    def step(trainer: Trainer, rows: Sequence[Sequence[int]]) -> None:
+    def step(trainer: NativeTrainer, rows: Sequence[Sequence[int]]) -> None:
         trainer.backward(numerator(trainer, rows))
         trainer.step(sum(len(ids) - 1 for ids in rows))
 

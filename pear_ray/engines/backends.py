@@ -1,0 +1,57 @@
+"""From a run's backend to the trainer that it names."""
+
+from pathlib import Path
+from typing import assert_never
+
+from pear_ray.config.backends import BackendConfig, DdpBackend, DeepSpeedBackend, FsdpBackend
+from pear_ray.config.sections import OptimizerConfig
+from pear_ray.engines.native_trainer import NativeTrainer
+from pear_ray.engines.policy import checkpoint_activations, load_policy, replicate, shard
+from pear_ray.engines.trainer import Trainer
+
+
+def make_trainer(
+    folder: Path,
+    backend: BackendConfig,
+    optimizer: OptimizerConfig,
+    *,
+    num_steps: int,
+    device: str,
+    dtype: str,
+    activation_checkpointing: bool = False,
+) -> Trainer:
+    """The model of `folder`, ready to train on `backend` (a collective).
+
+    Raises:
+        InputError: transformers cannot load the folder.
+        EngineError: The model does something to its logits that log-probs would miss.
+    """
+    policy = load_policy(folder)
+    if activation_checkpointing:
+        checkpoint_activations(policy)
+    match backend:
+        case FsdpBackend():
+            spread = shard(
+                policy,
+                device=device,
+                dtype=dtype,
+                shard_over=backend.shard_over,
+                cpu_offload=backend.cpu_offload,
+            )
+            return NativeTrainer(spread, optimizer, num_steps=num_steps)
+        case DdpBackend():
+            whole = replicate(policy, device=device, dtype=dtype)
+            return NativeTrainer(whole, optimizer, num_steps=num_steps)
+        case DeepSpeedBackend():
+            # An extra that an install need not have, and ten seconds to import.
+            from pear_ray.engines.deepspeed_trainer import DeepSpeedTrainer  # noqa: PLC0415
+
+            return DeepSpeedTrainer(
+                policy,
+                optimizer,
+                num_steps=num_steps,
+                backend=backend,
+                dtype=dtype if device == "cuda" else "float32",
+            )
+        case _:
+            assert_never(backend)

@@ -1,0 +1,120 @@
+"""Training with DeepSpeed ZeRO; the only module that imports DeepSpeed."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from pear_ray.config.backends import PARAMETERS_SPLIT, DeepSpeedBackend
+from pear_ray.config.sections import OptimizerConfig
+from pear_ray.engines.policy import Policy
+from pear_ray.engines.trainer import Trainer, write_model
+
+TAG = "state"
+
+
+class DeepSpeedTrainer(Trainer):
+    """A policy in a DeepSpeed engine, with PyTorch's AdamW.
+
+    DeepSpeed wants to know how many microbatches a step has and divides by that; here their number
+    changes from step to step, so the boundary is set by hand and the global denominator enters as
+    the loss scale that DeepSpeed takes out of the gradient before it clips.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: OptimizerConfig,
+        *,
+        num_steps: int,
+        backend: DeepSpeedBackend,
+        dtype: str,
+    ) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        deepspeed.init_distributed(dist_backend=None, auto_mpi_discovery=False, verbose=False)
+        self._splits = backend.zero_stage == PARAMETERS_SPLIT
+        self.engine, *_ = deepspeed.initialize(
+            model=policy,
+            model_parameters=list(policy.parameters()),
+            config=_settings(config, backend, dtype),
+        )
+        super().__init__(self.engine, policy, config, num_steps=num_steps)
+
+    @contextlib.contextmanager
+    def microbatch(self, *, last: bool) -> Iterator[None]:
+        """Gradients are reduced over ranks as ZeRO wants it; a step ends at the last one."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.optimizer.override_loss_scale(1.0)
+        yield
+
+    def backward(self, numerator: torch.Tensor) -> None:
+        """Add the gradient of a microbatch's loss sum (a collective: as often on every rank)."""
+        self.engine.backward(numerator, scale_wrt_gas=False)
+
+    def _apply(self, divisor: float, rate: float) -> float:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.optimizer.override_loss_scale(divisor)
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None or norm < 0 else float(norm)
+
+    def _optimizer_states(self) -> Iterable[dict[str, Any]]:
+        return self.engine.optimizer.optimizer.state.values()
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights, optimizer and step count (a collective)."""
+        self.engine.save_checkpoint(
+            str(folder), tag=TAG, client_state={"step_count": self.step_count}
+        )
+
+    def load(self, folder: Path) -> None:
+        """Take up exactly where `save` left off (a collective)."""
+        _, client = self.engine.load_checkpoint(str(folder), tag=TAG)
+        self.step_count = int(client["step_count"])
+
+    def export(self, folder: Path, *, save_tokenizer: Callable[[Path], Any]) -> None:
+        """Write the whole model as a Hugging Face folder from rank 0 (a collective)."""
+        full: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters():  # only one is whole at a time
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._splits):
+                if dist.get_rank() == 0:
+                    full[name] = parameter.detach().float().cpu().clone()
+        kept = self.module.state_dict().keys()  # buffers that are made anew are not among them
+        full |= {name: each.cpu() for name, each in self.module.named_buffers() if name in kept}
+        if dist.get_rank() == 0:
+            write_model(self.module, full, folder, save_tokenizer)
+        dist.barrier()
+
+
+def _settings(config: OptimizerConfig, backend: DeepSpeedBackend, dtype: str) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": backend.zero_stage}
+    if backend.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if backend.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; batches are ours
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": config.learning_rate,
+                "betas": [config.beta1, config.beta2],
+                "weight_decay": config.weight_decay,
+                "torch_adam": True,  # DeepSpeed's own is compiled at first use
+            },
+        },
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,109 @@
+"""What each of two ranks does in test_backends.py: the same two steps on every backend."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pear_ray.config.backends import BackendConfig, DdpBackend, DeepSpeedBackend, FsdpBackend
+from pear_ray.config.sections import OptimizerConfig
+from pear_ray.embedded.paths import embedded_path
+from pear_ray.engines.backends import make_trainer
+from pear_ray.engines.batches import Row, collate
+from pear_ray.engines.trainer import Trainer
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0, weight_decay=0.01)
+ROWS = [
+    [5, 60, 70, 80, 90, 257],
+    [7, 33, 257],
+    [9, 40, 41, 42, 257],
+    [11, 257],
+    [5, 61, 71, 257],
+    [8, 9, 10, 11, 12, 13, 257],
+]
+# Uneven on purpose: three microbatches on one rank; on the other two, and one without a row.
+CUTS = [[[0, 3], [1], [5]], [[2], [4], []]]
+NUM_TOKENS = sum(len(row) - 1 for row in ROWS)
+BACKENDS: dict[str, BackendConfig] = {
+    "fsdp": FsdpBackend(),
+    "fsdp-recomputing": FsdpBackend(),
+    "fsdp-hybrid": FsdpBackend(shard_over=1),
+    "ddp": DdpBackend(),
+    "zero-1": DeepSpeedBackend(zero_stage=1),
+    "zero-2": DeepSpeedBackend(zero_stage=2),
+    "zero-2-offload": DeepSpeedBackend(zero_stage=2, offload="optimizer"),
+    "zero-3": DeepSpeedBackend(zero_stage=3),
+    "zero-3-offload": DeepSpeedBackend(zero_stage=3, offload="all"),
+}
+
+
+def run_rank(rank: int, folder: Path, port: int) -> None:
+    """Take the steps on every backend; rank 0 writes what came out."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(len(CUTS)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {name: _steps(name, folder / name, rank) for name in BACKENDS}
+    if rank == 0:
+        (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def make(name: str) -> Trainer:
+    """The embedded student on the backend."""
+    return make_trainer(
+        embedded_path("student"),
+        BACKENDS[name],
+        OPTIMIZER,
+        num_steps=2,
+        device="cpu",
+        dtype="float32",
+        activation_checkpointing=name == "fsdp-recomputing",
+    )
+
+
+def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
+    trainer = make(name)
+    _accumulate(trainer, rank)
+    norms = [trainer.probe(NUM_TOKENS)]
+    _accumulate(trainer, rank)
+    norms.append(trainer.step(NUM_TOKENS).grad_norm)
+    trainer.save(folder / "checkpoint")
+    dist.barrier()
+    _accumulate(trainer, rank)
+    norms.append(trainer.step(NUM_TOKENS).grad_norm)
+    trainer.export(folder / "model", save_tokenizer=lambda _: None)
+
+    resumed = make(name)
+    resumed.load(folder / "checkpoint")
+    _accumulate(resumed, rank)
+    again = resumed.step(NUM_TOKENS).grad_norm
+    resumed.export(folder / "resumed", save_tokenizer=lambda _: None)
+
+    poisoned = make(name)
+    _accumulate(poisoned, rank, factor=float("nan"))
+    try:
+        poisoned.step(NUM_TOKENS)
+        error = ""
+    except Exception as caught:  # noqa: BLE001 - whatever it is, the test compares it
+        error = f"{type(caught).__name__}: {caught}"
+    poisoned.export(folder / "poisoned", save_tokenizer=lambda _: None)
+    return {"norms": norms, "again": again, "count": resumed.step_count, "error": error}
+
+
+def _accumulate(trainer: Trainer, rank: int, *, factor: float = 1.0) -> None:
+    for number, places in enumerate(CUTS[rank], start=1):
+        rows = [Row(ROWS[place], [True] * len(ROWS[place]), {}) for place in places]
+        with trainer.microbatch(last=number == len(CUTS[rank])):
+            batch = collate(rows, pad_id=256, names=(), device=torch.device("cpu"))
+            trainer.backward(-trainer.policy(batch, temperature=1.0).sum() * factor)
