@@ -12,6 +12,12 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pear_ray.algorithms.candidate_logprobs import candidate_logprobs
+from pear_ray.algorithms.head_logits import check_chunking, check_head, head_operand, row_logits
+
+EAFT_K = 20  # ids that EAFT's entropy is over (arXiv 2601.02151)
+MIN_ENTROPY_K = 2  # ln 1 = 0: one id has no entropy to compare with
+
 
 def chosen_logprobs(
     hidden: Float[Tensor, "token hidden"],
@@ -32,18 +38,19 @@ def chosen_logprobs(
         head_weight: Output embedding; same dtype as `hidden`.
         chosen_ids: Token ids in [0, vocab).
         temperature: The sampler's temperature, above 0; divides the float32 logits.
-        chunk_tokens: Rows per chunk; the peak is about 4 * chunk_tokens * vocab bytes.
+        chunk_tokens: Rows per chunk; the peak is about 8 * chunk_tokens * vocab bytes.
 
     Raises:
         ValueError: An id outside the vocabulary, differing dtypes, a temperature not above 0.
     """
-    _check_arguments(chosen_ids, head_weight.shape[0], temperature, chunk_tokens)
-    if hidden.dtype != head_weight.dtype:
-        raise ValueError(
-            f"hidden is {hidden.dtype} and head_weight {head_weight.dtype}; cast one, so that the "
-            "product is rounded the way the model rounds it"
-        )
-    return _ChosenLogprobs.apply(hidden, head_weight, chosen_ids, temperature, chunk_tokens)
+    _check_ids(chosen_ids, head_weight.shape[0])  # here -1 is no padding
+    return candidate_logprobs(
+        hidden,
+        head_weight,
+        chosen_ids[:, None],
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+    )[:, 0]
 
 
 def chosen_logprobs_from_logits(
@@ -58,7 +65,8 @@ def chosen_logprobs_from_logits(
     For models that only give logits: the float32 copy is one chunk at a time. Arguments and errors
     as in `chosen_logprobs`.
     """
-    _check_arguments(chosen_ids, logits.shape[1], temperature, chunk_tokens)
+    check_chunking(temperature=temperature, chunk_tokens=chunk_tokens)
+    _check_ids(chosen_ids, logits.shape[1])
     return _ChosenLogprobsFromLogits.apply(logits, chosen_ids, temperature, chunk_tokens)
 
 
@@ -71,7 +79,7 @@ def entropies_from_logits(
     Raises:
         ValueError: `temperature` is not above 0 or `chunk_tokens` is below 1.
     """
-    _check_numbers(temperature, chunk_tokens)
+    check_chunking(temperature=temperature, chunk_tokens=chunk_tokens)
     entropies = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     for start in range(0, logits.shape[0], chunk_tokens):
         rows = slice(start, start + chunk_tokens)
@@ -81,58 +89,37 @@ def entropies_from_logits(
     return entropies
 
 
-class _ChosenLogprobs(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head_weight: Tensor,
-        chosen_ids: Tensor,
-        temperature: float,
-        chunk_tokens: int,
-    ) -> Tensor:
-        num_tokens = hidden.shape[0]
-        log_normalizers = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
-        chosen = torch.empty_like(log_normalizers)
-        # Autocast would quietly turn the float32 products below into bfloat16 ones.
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = _operand(head_weight)
-            for start in range(0, num_tokens, chunk_tokens):
-                rows = slice(start, start + chunk_tokens)
-                logits = _matmul_float32(hidden[rows], head.t()).div_(temperature)
-                log_normalizers[rows] = logits.logsumexp(-1)
-                chosen[rows] = logits.gather(1, chosen_ids[rows, None])[:, 0]
-        ctx.save_for_backward(hidden, head_weight, chosen_ids, log_normalizers)
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
-        return chosen - log_normalizers
+@torch.no_grad()
+def top_k_entropies(
+    hidden: Float[Tensor, "token hidden"],
+    head_weight: Float[Tensor, "vocab hidden"],
+    *,
+    k: int = EAFT_K,
+    temperature: float = 1.0,
+    chunk_tokens: int = 256,
+) -> Float32[Tensor, " token"]:
+    """Entropy (nats) of each row's `k` likeliest ids, renormalised: 0 to ln k, no gradient.
 
-    @staticmethod
-    @once_differentiable
-    # once_differentiable hides the name of `ctx`.
-    def backward(  # pyrefly: ignore[bad-override]
-        ctx: Any, *grad_outputs: Any
-    ) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grad_outputs
-        hidden, head_weight, chosen_ids, log_normalizers = ctx.saved_tensors
-        needs_hidden, needs_head = ctx.needs_input_grad[:2]
-        hidden_grad = torch.zeros_like(hidden) if needs_hidden else None
-        # Summed over chunks in float32: bfloat16 would drop late, small contributions.
-        head_grad = torch.zeros_like(head_weight, dtype=torch.float32) if needs_head else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = _operand(head_weight)
-            for rows in grad_output.nonzero(as_tuple=True)[0].split(ctx.chunk_tokens):
-                hidden_rows = hidden[rows]
-                logits = _matmul_float32(hidden_rows, head.t()).div_(ctx.temperature)
-                scale = grad_output[rows] / ctx.temperature
-                logits_grad = _logits_grad_(logits, log_normalizers[rows], chosen_ids[rows], scale)
-                logits_grad = logits_grad.to(head.dtype)
-                if hidden_grad is not None:
-                    hidden_grad[rows] = _matmul_float32(logits_grad, head).to(hidden.dtype)
-                if head_grad is not None:
-                    head_grad += _matmul_float32(logits_grad.t(), hidden_rows)
-        if head_grad is not None:
-            head_grad = head_grad.to(head_weight.dtype)
-        return hidden_grad, head_grad, None, None, None
+    What EAFT (arXiv 2601.02151) gates its loss by; see `objectives.eaft`.
+
+    Raises:
+        ValueError: `k` is not in [2, vocab] (one id has no entropy); as in `chosen_logprobs`.
+    """
+    check_head(hidden, head_weight, temperature=temperature, chunk_tokens=chunk_tokens)
+    if not MIN_ENTROPY_K <= k <= head_weight.shape[0]:
+        raise ValueError(
+            f"k={k} likeliest ids of a vocabulary of {head_weight.shape[0]} have no entropy to "
+            f"compare with ln k; use {MIN_ENTROPY_K} up to the vocabulary, e.g. {EAFT_K}"
+        )
+    entropies = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+    head = head_operand(head_weight)
+    for start in range(0, hidden.shape[0], chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        logits = row_logits(hidden[rows], head, temperature=temperature)
+        probs = logits.topk(k, dim=-1, sorted=False).values.softmax(-1)
+        entropies[rows] = torch.special.entr(probs).sum(-1)
+    # Rounding: a probability just above 1 has an entropy just below 0.
+    return entropies.clamp_(min=0.0)
 
 
 class _ChosenLogprobsFromLogits(torch.autograd.Function):
@@ -177,29 +164,7 @@ def _logits_grad_(
     return grad.mul_(scale[:, None])
 
 
-def _operand(matrix: Tensor) -> Tensor:
-    """The matrix as `_matmul_float32` wants it; cast once here rather than in every chunk."""
-    return matrix if matrix.is_cuda else matrix.float()
-
-
-def _matmul_float32(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` with a float32 result that was never rounded to a narrower type."""
-    if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def _check_numbers(temperature: float, chunk_tokens: int) -> None:
-    if not temperature > 0.0:
-        raise ValueError(f"temperature={temperature} divides the logits; use a value above 0")
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens={chunk_tokens} makes no progress; use 1 or more")
-
-
-def _check_arguments(
-    chosen_ids: Tensor, vocab_size: int, temperature: float, chunk_tokens: int
-) -> None:
-    _check_numbers(temperature, chunk_tokens)
+def _check_ids(chosen_ids: Tensor, vocab_size: int) -> None:
     if chosen_ids.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(chosen_ids))

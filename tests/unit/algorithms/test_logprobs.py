@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from peak_memory import peak_bytes
 
 from pear_ray.algorithms.logprobs import (
     chosen_logprobs,
     chosen_logprobs_from_logits,
     entropies_from_logits,
+    top_k_entropies,
 )
 
 
@@ -128,3 +130,48 @@ def test_impossible_arguments_are_refused():
         chosen_logprobs(hidden, head, chosen, chunk_tokens=0)
     with pytest.raises(ValueError, match="bfloat16"):
         chosen_logprobs(hidden, head.bfloat16(), chosen)
+
+
+def test_top_k_entropies_by_hand():
+    # Logits ln 3, ln 1, ln 1, ln 1 and equal ones, width 4.
+    head = torch.eye(4)
+    hidden = torch.tensor([[math.log(3.0), 0.0, 0.0, 0.0], [1.0] * 4, [90.0, 0.0, 0.0, 0.0]])
+    # The two likeliest renormalised: 3/4, 1/4; all four: 1/2, 1/6 x 3.
+    two = 0.75 * math.log(4 / 3) + 0.25 * math.log(4.0)
+    got = top_k_entropies(hidden, head, k=2, chunk_tokens=2)
+    assert got.tolist() == pytest.approx([two, math.log(2.0), 0.0], abs=1e-6)
+    assert (got >= 0).all()
+    four = 0.5 * math.log(2.0) + 0.5 * math.log(6.0)
+    got = top_k_entropies(hidden, head, k=4)
+    assert got.tolist() == pytest.approx([four, math.log(4.0), 0.0], abs=1e-6)
+    halved = top_k_entropies(2 * hidden[:1], head, k=2, temperature=2.0)
+    assert halved.tolist() == pytest.approx([two], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 37, 256])
+def test_top_k_entropies_are_those_of_a_full_softmax(dtype, chunk_tokens):
+    hidden, head, _, _ = make(dtype)
+    got = top_k_entropies(hidden, head, chunk_tokens=chunk_tokens)
+    assert (got.dtype, got.requires_grad) == (torch.float32, False)
+    top = (hidden.double() @ head.double().t()).softmax(-1).sort(descending=True).values[:, :20]
+    top = top / top.sum(-1, keepdim=True)
+    torch.testing.assert_close(got.double(), -(top * top.log()).sum(-1), rtol=1e-5, atol=1e-5)
+    for k in (1, 102):
+        with pytest.raises(ValueError, match=f"k={k} likeliest ids of a vocabulary of 101"):
+            top_k_entropies(hidden, head, k=k)
+
+
+def test_the_peak_is_that_of_a_chunk_and_not_of_the_batch(tmp_path):
+    num_tokens, vocab, chunk_tokens = 512, 5000, 32
+    hidden = torch.randn(num_tokens, 4, requires_grad=True)
+    head = torch.randn(vocab, 4, requires_grad=True)
+    ids = torch.randint(vocab, (num_tokens,))
+
+    def both_passes():
+        chosen_logprobs(hidden, head, ids, chunk_tokens=chunk_tokens).sum().backward()
+
+    # Two chunk-sized buffers (logsumexp makes one); the batch would take 16.
+    most = 2.25 * 4 * chunk_tokens * vocab
+    assert peak_bytes(both_passes, tmp_path) < most
+    assert peak_bytes(lambda: top_k_entropies(hidden, head, chunk_tokens=32), tmp_path) < most
