@@ -1,5 +1,6 @@
 """From a run's `sft.weights` to the algorithm that makes them: for training and for diagnosis."""
 
+import dataclasses
 import functools
 
 import torch
@@ -11,6 +12,7 @@ from pear_ray.algorithms.pear import (
     pear_token_weights,
 )
 from pear_ray.algorithms.pear_spans import pear_span_sequence_weights, pear_span_weights
+from pear_ray.algorithms.reduce import centred_log_ratios, mean_one_over_sequence
 from pear_ray.config import sft as sft_config
 
 Bounds = tuple[float, float]
@@ -47,6 +49,26 @@ def pear_weights(
     Raises:
         ValueError: A log-ratio at a loss token is not finite.
     """
+    if config.rescale == "centred":
+        centred = centred_log_ratios(policy_logprobs, behavior_logprobs, sequence_ids, loss_mask)
+        found = _weights(centred, torch.zeros_like(centred), sequence_ids, loss_mask, None, config)
+        raw = torch.where(loss_mask, policy_logprobs.detach() - behavior_logprobs, 0.0)
+        return dataclasses.replace(found, log_ratios=raw)
+    found = _weights(policy_logprobs, behavior_logprobs, sequence_ids, loss_mask, span_ids, config)
+    if config.rescale == "sequence_mean_one":
+        scaled = mean_one_over_sequence(found.weights, sequence_ids, loss_mask)
+        return dataclasses.replace(found, weights=scaled)
+    return found
+
+
+def _weights(
+    policy_logprobs: torch.Tensor,
+    behavior_logprobs: torch.Tensor,
+    sequence_ids: torch.Tensor,
+    loss_mask: torch.Tensor,
+    span_ids: torch.Tensor | None,
+    config: sft_config.PearWeights,
+) -> PearWeights:
     arguments = (policy_logprobs, behavior_logprobs, sequence_ids, loss_mask)
     ratio_clip, weight_clip = clips(config)
     gamma, size = config.gamma, config.block_size

@@ -130,6 +130,31 @@ def mean_one_over_sequence(
     return torch.zeros_like(weights).index_copy_(0, loss_tokens.positions, scaled.to(weights.dtype))
 
 
+def centred_log_ratios(
+    policy_logprobs: Float[Tensor, " token"],
+    behavior_logprobs: Float[Tensor, " token"],
+    sequence_ids: Int[Tensor, " token"],
+    loss_mask: Bool[Tensor, " token"],
+) -> Float[Tensor, " token"]:
+    """Log-ratios less their mean over each sequence's loss tokens; detached. Not the paper's.
+
+    A behavior policy that is far stronger makes nearly every log-ratio negative, and the weights
+    say only how far a token is from the end. Centred, they say which tokens suit the policy more
+    than the rest of their own trace does. 0 outside the mask, which is never read.
+
+    Raises:
+        ValueError: `sequence_ids` decrease (see `select_loss_tokens`).
+    """
+    loss_tokens = select_loss_tokens(sequence_ids, loss_mask)
+    at = loss_tokens.positions
+    ratios = policy_logprobs.detach()[at].double() - behavior_logprobs.detach()[at].double()
+    sums = ratios.new_zeros(loss_tokens.ends.numel())
+    sums.index_add_(0, loss_tokens.sequence_index, ratios)
+    centred = ratios - (sums / loss_tokens.counts)[loss_tokens.sequence_index]
+    empty = torch.zeros_like(policy_logprobs, requires_grad=False)
+    return empty.index_copy_(0, at, centred.to(empty.dtype))
+
+
 def _own_counts(loss_tokens: LossTokens) -> Int[Tensor, " loss_token"]:
     """For each loss token, the number of loss tokens of its sequence."""
     return loss_tokens.counts[loss_tokens.sequence_index]

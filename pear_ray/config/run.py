@@ -111,9 +111,28 @@ class RunConfig(Section):
                 f"sft.weights.level={weights.level} needs a log-prob per token, and "
                 "models.align=bytes has one per span only; set it to span or sequence"
             )
+        if weights.kind == "pear" and align == "bytes" and weights.rescale == "centred":
+            raise ValueError(
+                "sft.weights.rescale=centred wants a log-ratio per token, and models.align=bytes "
+                "has one per span only; use sequence_mean_one or batch_mean_one"
+            )
         if weights.kind == "pear" and align != "bytes" and weights.level == "span":
             raise ValueError(
                 "sft.weights.level=span is for models.align=bytes; use token, block or sequence"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_what_it_reads(self) -> "RunConfig":
+        if self.sft.objective.kind == "forward_kl" and not self.score.top_k:
+            raise ValueError(
+                "sft.objective=forward_kl compares with the behavior model's candidates, and "
+                "score.top_k=0 keeps none; set score.top_k, e.g. to 20"
+            )
+        if self.sft.negatives is not None and self.models.align == "bytes":
+            raise ValueError(
+                "sft.negatives wants a log-prob per token, and models.align=bytes has one per "
+                "span; leave it out"
             )
         return self
 

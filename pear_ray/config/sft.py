@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pear_ray.config.backends import BackendConfig, FsdpBackend
 from pear_ray.config.base import Section
+from pear_ray.config.objectives import Asft, IwSft, Nll, ObjectiveConfig, Psft, SftKl
 from pear_ray.config.sections import OptimizerConfig
 
 
@@ -34,12 +35,43 @@ class PearWeights(Section):
     """Lower bound of a summed log-weight."""
     log_weight_clip_high: Annotated[float, Field(ge=0)] = 5.0
     """Upper bound of a summed log-weight."""
-    rescale: Literal["none", "batch_mean_one"] = "none"
-    """`batch_mean_one` divides by the mean weight of the step's loss tokens; ours, not the
-    paper's."""
+    ratio_policy: Literal["live", "init"] = "live"
+    """Whose log-probs stand above the behavior policy's: the model in training (the paper's, as far
+    as is known), or the one it started from, scored once before (PriFT, arXiv 2606.09396)."""
+    rescale: Literal["none", "batch_mean_one", "sequence_mean_one", "centred"] = "none"
+    """What is done about weights that are all small or all large; ours, not the paper's. The mean
+    weight of the step's, or of each sequence's, loss tokens is made 1; or each sequence's
+    log-ratios are centred on their mean before they are clipped and summed."""
+
+
+class NegativesConfig(Section):
+    """Pushing known-wrong rows away, with PEAR's sequence weight and the sign flipped."""
+
+    scale: Annotated[float, Field(gt=0)]
+    """lambda; the paper's value is not known. A large one diverges: 1 has."""
+    logprob_floor: Annotated[float, Field(lt=0)] = -5.0
+    """A token whose log-prob (nats) is at or below this is pushed no further."""
 
 
 WeightsConfig = Annotated[UniformWeights | PearWeights, Field(discriminator="kind")]
+
+
+class AlarmsConfig(Section):
+    """When the weights of training are worth a warning."""
+
+    min_ess_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Effective sample size of a step's weights over its tokens: fewer than one in five decides the
+    gradient below this."""
+    max_floor_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a step's tokens whose log-weight is at its lower bound: they do not train."""
+    max_ceiling_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a step's tokens whose log-weight is at its upper bound: each counts as 148."""
+    max_clip_fraction: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Share of a step's tokens whose log-ratio is clipped: their weights tell little apart."""
+    patience: Annotated[int, Field(gt=0)] = 3
+    """Steps in a row that must be beyond a bound."""
+    action: Literal["warn", "stop"] = "warn"
+    """`stop` ends the run, at its last checkpoint, with the warning as its error."""
 
 
 class SftConfig(Section):
@@ -49,8 +81,10 @@ class SftConfig(Section):
     """AdamW and its schedule."""
     weights: WeightsConfig = PearWeights()
     """How each token's loss is weighted."""
-    objective: Literal["nll", "dft"] = "nll"
-    """The per-token loss that the weights multiply."""
+    objective: ObjectiveConfig = Nll()
+    """The per-token loss that the weights multiply; its name alone stands for its defaults."""
+    negatives: NegativesConfig | None = None
+    """Rows marked `is_negative`, known to be wrong: none are trained on unless this says how."""
     reduction: Literal["sum", "token_mean", "seq_mean", "weight_norm"] = "token_mean"
     """What the weighted sum is divided by, over all microbatches and ranks at once."""
     backend: BackendConfig = FsdpBackend()
@@ -61,6 +95,8 @@ class SftConfig(Section):
     check_equivalence: bool = True
     """Before the first step, compare the gradient of a few rows at once, split over the ranks and
     accumulated; the run stops if they differ."""
+    alarms: AlarmsConfig = AlarmsConfig()
+    """When the weights of training are worth a warning."""
     num_epochs: Annotated[int, Field(gt=0)] = 1
     """Passes over the corpus."""
     global_batch_size: Annotated[int, Field(gt=0)] = 64
@@ -69,3 +105,10 @@ class SftConfig(Section):
     """Most padded tokens in one forward and backward pass of one rank."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 20
     """Optimizer steps between checkpoints."""
+
+
+def needs_initial_policy(config: SftConfig) -> bool:
+    """Whether the corpus must be scored under the model that training starts from."""
+    weights = config.weights
+    by_ratio = weights.kind == "pear" and weights.ratio_policy == "init"
+    return by_ratio or isinstance(config.objective, IwSft | Psft | Asft | SftKl)

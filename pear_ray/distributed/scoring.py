@@ -138,15 +138,18 @@ def behavior_job(config: RunConfig, run_dir: Path) -> ScoringJob:
     )
 
 
-def policy_job(config: RunConfig, run_dir: Path) -> ScoringJob:
+def policy_job(
+    config: RunConfig, run_dir: Path, *, folder: str = "diagnose", top_k: int = 0
+) -> ScoringJob:
     """Scoring the run's corpus under the initial target policy, whose own ids it has."""
     return ScoringJob(
         config=config,
         corpus=run_dir / "collect" / "corpus",
-        folder=run_dir / "diagnose",
+        folder=run_dir / folder,
         models={scores.ANY_SOURCE: resolve_model(config.models.policy)},
         keep_given=False,
         align="refuse",
+        top_k=top_k,
     )
 
 

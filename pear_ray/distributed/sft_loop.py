@@ -1,32 +1,32 @@
 """The SFT loop of one worker: weighted sums over microbatches, one step per global batch."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
-from pear_ray.algorithms import objectives, weight_health
+from pear_ray.algorithms import weight_health
 from pear_ray.algorithms.packing import length_sorted_microbatches
 from pear_ray.algorithms.pear import PearWeights
-from pear_ray.algorithms.reduce import loss_denominator, loss_numerator
-from pear_ray.artifacts.tables import SCORED, WEIGHT_SAMPLES, read_table, write_rows
-from pear_ray.config import sft as sft_config
+from pear_ray.algorithms.talr import batch_tau, sequence_mean_losses
+from pear_ray.artifacts.tables import WEIGHT_SAMPLES, write_rows
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.equivalence import ROWS_PER_RANK, check_equivalence
+from pear_ray.distributed.sft_alarms import WeightAlarms
+from pear_ray.distributed.sft_rows import Collator, num_sft_steps, rows_of_step, training_rows
+from pear_ray.distributed.sft_terms import Terms, microbatch_terms
 from pear_ray.distributed.train_group import Laps, commit, export, restore, start_worker
 from pear_ray.engines.backends import make_trainer
-from pear_ray.engines.batches import Row, TokenBatch, collate
+from pear_ray.engines.batches import TokenBatch
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.model_files import vocab_size
 from pear_ray.engines.trainer import gather_over_ranks
+from pear_ray.errors import TrainingError
 from pear_ray.telemetry.metrics_log import MetricsLog
-from pear_ray.weighting import clips, pear_weights
 
 NUM_SAMPLED_STEPS = 5
 SAMPLED_TOKENS = 4000  # of such a step, whose weights are kept for the report
@@ -54,40 +54,6 @@ def sft_loop(job: dict[str, Any]) -> None:
     SftWorker(TrainJob(**job)).run()
 
 
-def training_rows(run_dir: Path) -> pa.Table:
-    """The scored examples that train, in the corpus's order: negatives are left out."""
-    scored = read_table(run_dir / "score" / "scored", SCORED)
-    return scored.filter(~pc.field("is_negative")).combine_chunks()
-
-
-def num_sft_steps(config: RunConfig, *, num_rows: int) -> int:
-    """Optimizer steps of the stage; the last batch of an epoch may be smaller."""
-    return config.sft.num_epochs * -(-num_rows // config.sft.global_batch_size)
-
-
-def token_weights(
-    logprobs: torch.Tensor,
-    batch: TokenBatch,
-    config: sft_config.UniformWeights | sft_config.PearWeights,
-) -> PearWeights:
-    """The weight of each loss token, with the log-ratios behind it; uniform weights are all 1."""
-    spans = batch.aligned.get("span_ids")
-    weigh = functools.partial(
-        pear_weights,
-        logprobs,
-        batch.aligned["behavior_logprobs"],
-        batch.sequence_ids,
-        batch.loss_mask,
-        span_ids=None if spans is None else spans.long(),
-    )
-    if config.kind == "pear":
-        return weigh(config=config)
-    # Log-ratios are still worth seeing: they tell what PEAR would have done.
-    measured = weigh(config=sft_config.PearWeights(level="sequence"))
-    ones = torch.ones_like(measured.weights)
-    return dataclasses.replace(measured, weights=ones, log_weights=torch.zeros_like(ones))
-
-
 class SftWorker:
     """One rank of the SFT group."""
 
@@ -98,10 +64,13 @@ class SftWorker:
         self.device = start_worker(job.config.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.chat = ChatTokenizer(job.model)
-        self.rows = training_rows(job.run_dir)
-        # Spans are small whole numbers, which float32 holds exactly.
-        spans = ("span_ids",) if job.config.models.align == "bytes" else ()
-        self.aligned = ("behavior_logprobs", *spans)
+        self.rows = training_rows(self.config, job.run_dir)
+        self.collator = Collator(
+            job.config,
+            pad_id=self.chat.pad_id,
+            vocab_size=vocab_size(job.model),
+            device=self.device,
+        )
         self.num_steps = num_sft_steps(job.config, num_rows=len(self.rows))
         self.dtype = job.config.models.dtype if job.config.cluster.device == "cuda" else "float32"
         self.trainer = make_trainer(
@@ -113,6 +82,7 @@ class SftWorker:
             dtype=self.dtype,
             activation_checkpointing=self.config.activation_checkpointing,
         )
+        self.alarms = WeightAlarms(self.config.alarms)
         self.log = MetricsLog(job.run_dir, run=job.config.name, stage="sft", attempt=job.attempt)
 
     def run(self) -> None:
@@ -126,9 +96,24 @@ class SftWorker:
             if self.rank == 0:
                 metrics["sft/tokens_per_s"] = metrics["sft/num_tokens"] / laps.seconds["step"]
                 self.log.log(metrics, step=step + 1, num_steps=self.num_steps)
+            self._watch(metrics, step + 1)
             if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.num_steps:
                 commit(self.trainer)
         export(self.trainer, self.chat, self.stage_dir / "model")
+
+    def _watch(self, metrics: dict[str, float], step: int) -> None:
+        """Warn of what has happened to the weights, on every rank alike.
+
+        Raises:
+            TrainingError: A bound is broken, and the config wants the run to end then.
+        """
+        if self.config.weights.kind == "uniform":
+            return
+        for words in self.alarms.check(metrics, step=step):
+            if self.config.alarms.action == "stop":
+                raise TrainingError(f"{words} (sft.alarms.action=stop)")
+            if self.rank == 0:
+                self.log.event("warning", words)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step on the step's global batch; the metrics of all ranks together."""
@@ -137,10 +122,8 @@ class SftWorker:
         sums = self._accumulate(microbatches, keep_weights_of=step if keep else None)
         denominator = sums["denominator"] * self._rescale(sums)
         result = self.trainer.step(denominator)
-        health = weight_health.finalise(sums)
-        return {f"sft/{name}": value for name, value in health.items()} | {
+        return _metrics(sums) | {
             "sft/weighted_loss": sums["numerator"] / denominator,
-            "sft/weight_mass_last_tenth": health["last_tenth_weight_share"],
             "sft/grad_norm": result.grad_norm,
             "sft/learning_rate": result.learning_rate,
         }
@@ -150,12 +133,13 @@ class SftWorker:
     ) -> dict[str, float]:
         """Forward and backward of the microbatches; the sums over them and all ranks."""
         sums: dict[str, float] = {}
+        tau = self._tau(microbatches)
         for number, rows in enumerate(microbatches, start=1):
             with self.trainer.microbatch(last=number == len(microbatches)):
-                part, batch, weights = self._microbatch(rows)
-            sums = weight_health.merge(sums, part)
+                terms, batch = self._microbatch(rows, tau)
+            sums = weight_health.merge(sums, terms.sums)
             if keep_weights_of is not None:
-                self._keep_weights(keep_weights_of, rows, batch, weights)
+                self._keep_weights(keep_weights_of, rows, batch, terms.weights)
         return functools.reduce(weight_health.merge, gather_over_ranks(sums))
 
     def _check_equivalence(self) -> None:
@@ -177,13 +161,9 @@ class SftWorker:
         return self._rows_of(step)[self.rank :: self.world_size]
 
     def _rows_of(self, step: int) -> list[dict[str, Any]]:
-        """The rows of a step, over all ranks: a slice of the epoch's seeded order."""
-        size = self.config.global_batch_size
-        epoch, batch = divmod(step, self.num_steps // self.config.num_epochs)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.rows), generator=generator)
-        taken = order[batch * size : (batch + 1) * size]
-        return self.rows.take(pa.array(taken.numpy())).to_pylist()
+        return rows_of_step(
+            self.rows, step, config=self.config, num_steps=self.num_steps, seed=self.seed
+        )
 
     def _microbatches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         """`rows` in microbatches: on every rank as many as on the rank with the most."""
@@ -195,38 +175,35 @@ class SftWorker:
         return mine + [[] for _ in range(most - len(groups))]
 
     def _microbatch(
-        self, rows: list[dict[str, Any]]
-    ) -> tuple[dict[str, float], TokenBatch, PearWeights]:
-        """Forward and backward of one microbatch; its sums, and what they were made of."""
-        batch = collate(
-            [Row(row["token_ids"], row["loss_mask"], row) for row in rows],
-            pad_id=self.chat.pad_id,
-            names=self.aligned,
-            device=self.device,
-        )
-        logprobs = self.trainer.policy(batch, temperature=1.0)
-        weights = token_weights(logprobs, batch, self.config.weights)
-        losses = {"nll": objectives.nll, "dft": objectives.dft}[self.config.objective](
-            logprobs, batch.loss_mask
-        )
-        flat = (weights.weights, batch.sequence_ids, batch.loss_mask)
-        numerator = loss_numerator(losses, *flat, reduction=self.config.reduction)
-        self.trainer.backward(numerator)
-        settings = self.config.weights
-        if settings.kind == "uniform":
-            settings = sft_config.PearWeights()  # log-ratios are counted against the paper's bounds
-        ratio_clip, weight_clip = clips(settings)
-        sums = weight_health.weight_sums(
-            weights,
-            logprobs.detach(),
-            batch.sequence_ids,
-            batch.loss_mask,
-            log_ratio_clip=ratio_clip,
-            log_weight_clip=weight_clip,
-        )
-        sums["numerator"] = float(numerator.detach())
-        sums["denominator"] = float(loss_denominator(*flat, reduction=self.config.reduction))
-        return sums, batch, weights
+        self, rows: list[dict[str, Any]], tau: float | None
+    ) -> tuple[Terms, TokenBatch]:
+        """Forward and backward of one microbatch; its terms, and the batch they were made of."""
+        batch = self.collator(rows)
+        outputs = self._outputs(batch)
+        terms = microbatch_terms(outputs, batch, self.config, tau=tau)
+        self.trainer.backward(terms.numerator)
+        return terms, batch
+
+    def _outputs(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
+        objective = self.config.objective
+        k = objective.k if objective.kind == "eaft" else 0
+        outputs = self.trainer.policy(batch, temperature=1.0, entropy_k=k)
+        return outputs if isinstance(outputs, dict) else {"logprobs": outputs}
+
+    def _tau(self, microbatches: Sequence[list[dict[str, Any]]]) -> float | None:
+        """TALR's tau of the step's batch over all ranks, in a pass of its own; else None."""
+        if self.config.objective.kind != "talr":
+            return None
+        means = []
+        with torch.no_grad():
+            for rows in microbatches:
+                batch = self.collator(rows)
+                flat = (batch.sequence_ids, batch.loss_mask)
+                losses = -self._outputs(batch)["logprobs"]
+                means.append(sequence_mean_losses(losses, *flat).cpu())
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, torch.cat(means))
+        return batch_tau(torch.cat(gathered))
 
     def _rescale(self, sums: dict[str, float]) -> float:
         """Factor on the denominator that gives the step's weights a mean of 1, where asked for.
@@ -273,3 +250,20 @@ class SftWorker:
         folder = self.stage_dir / "weight_samples"
         folder.mkdir(exist_ok=True)
         write_rows(folder / f"step-{step + 1:06d}.parquet", kept, WEIGHT_SAMPLES)
+
+
+def _metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics of a step from its sums; the negatives' apart from the positives'."""
+    metrics: dict[str, float] = {}
+    if sums["tokens"]:
+        health = weight_health.finalise(sums)
+        metrics = {f"sft/{name}": value for name, value in health.items()}
+        metrics["sft/weight_mass_last_tenth"] = health["last_tenth_weight_share"]
+    wrong = sums.get("negative_tokens", 0.0)
+    if wrong:
+        metrics |= {
+            "sft/negatives/num_tokens": wrong,
+            "sft/negatives/below_floor_fraction": sums["negative_below_floor"] / wrong,
+            "sft/negatives/weighted_loss": sums["negative_weighted_loss"] / wrong,
+        }
+    return metrics

@@ -14,11 +14,14 @@ class Row:
         token_ids: Prompt and completion.
         loss_mask: True where a token trains. The first token never does: nothing predicts it.
         aligned: Per-token numbers by name, each as long as `token_ids` (behavior log-probs, ...).
+        candidates: For each loss token, one after the other, the ids and the log-probs of the same
+            number of candidates; None without.
     """
 
     token_ids: Sequence[int]
     loss_mask: Sequence[bool]
     aligned: Mapping[str, Sequence[float]]
+    candidates: tuple[Sequence[int], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class TokenBatch:
         chosen_ids: [token] the loss tokens themselves.
         sequence_ids: [token] row of each loss token, ascending.
         aligned: [token] float32 each.
+        candidate_ids: [token, candidate], or None without; -1 where the policy has no such id.
+        candidate_logprobs: [token, candidate] float32, of whoever gave the candidates.
     """
 
     input_ids: torch.Tensor
@@ -40,6 +45,8 @@ class TokenBatch:
     chosen_ids: torch.Tensor
     sequence_ids: torch.Tensor
     aligned: dict[str, torch.Tensor]
+    candidate_ids: torch.Tensor | None = None
+    candidate_logprobs: torch.Tensor | None = None
 
     @property
     def loss_mask(self) -> torch.Tensor:
@@ -53,9 +60,16 @@ class TokenBatch:
 
 
 def collate(
-    rows: Sequence[Row], *, pad_id: int, names: Sequence[str], device: torch.device
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    names: Sequence[str],
+    device: torch.device,
+    num_candidates: int = 0,
 ) -> TokenBatch:
     """`rows` as one padded batch; `names` are the aligned numbers that every row has.
+
+    With `num_candidates` every row has so many `candidates` for each of its loss tokens.
 
     An empty `rows` gives a batch of one pad token with no loss token: a rank that runs out of rows
     still has to take part in the collectives of the others' forward and backward passes.
@@ -82,18 +96,31 @@ def collate(
         chosen_ids=input_ids.flatten()[chosen],
         sequence_ids=chosen // width,
         aligned={name: values.flatten()[chosen] for name, values in aligned.items()},
+        **_candidates(rows, num_candidates),
     )
     return _to(flat, device)
+
+
+def _candidates(rows: Sequence[Row], num_candidates: int) -> dict[str, torch.Tensor]:
+    if not num_candidates:
+        return {}
+    found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for row in rows:
+        # The first token never trains, whatever the mask says, and has no row in the flat view.
+        skipped = num_candidates if row.loss_mask[0] else 0
+        for into, values in zip(found, row.candidates or ([], []), strict=True):
+            into.append(torch.as_tensor(values)[skipped:].reshape(-1, num_candidates))
+    ids, logprobs = (torch.cat(each) for each in found)
+    return {"candidate_ids": ids.long(), "candidate_logprobs": logprobs.float()}
 
 
 def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
     if device.type == "cpu":
         return batch
-    return TokenBatch(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        positions=batch.positions.to(device),
-        chosen_ids=batch.chosen_ids.to(device),
-        sequence_ids=batch.sequence_ids.to(device),
-        aligned={name: values.to(device) for name, values in batch.aligned.items()},
-    )
+    tensors = {
+        name: value.to(device)
+        for name in TokenBatch.__slots__
+        if isinstance(value := getattr(batch, name), torch.Tensor)
+    }
+    aligned = {name: values.to(device) for name, values in batch.aligned.items()}
+    return TokenBatch(**tensors, aligned=aligned)

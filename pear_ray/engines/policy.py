@@ -11,7 +11,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pear_ray.algorithms.logprobs import chosen_logprobs
+from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
+from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
 from pear_ray.engines.batches import TokenBatch
 from pear_ray.errors import EngineError, InputError
 
@@ -27,8 +28,16 @@ class Policy(nn.Module):
         self.causal_lm = causal_lm
         self.autocast_dtype: torch.dtype | None = None
 
-    def forward(self, batch: TokenBatch, *, temperature: float) -> torch.Tensor:
-        """Log-prob (nats) of each loss token, float32 [token], of softmax(logits / temperature)."""
+    def forward(
+        self, batch: TokenBatch, *, temperature: float, entropy_k: int = 0
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Log-prob (nats) of each loss token, float32 [token], of softmax(logits / temperature).
+
+        For a batch with candidates, or with an `entropy_k`, a dict with those as `logprobs`, and:
+        `candidates` [token, candidate], their log-probs; `rest` [token], the log of the probability
+        of all other ids together; `entropies` [token], over the `entropy_k` likeliest ids (no
+        gradient).
+        """
         device = batch.input_ids.device.type
         with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             hidden = self.causal_lm.get_decoder()(
@@ -38,10 +47,35 @@ class Policy(nn.Module):
             ).last_hidden_state
         predicting = hidden.flatten(0, 1)[batch.positions]  # [token, hidden]
         head = self.causal_lm.get_output_embeddings().weight.to(hidden.dtype)
+        ids = batch.candidate_ids
         if not batch.num_loss_tokens:
             # Keeps the graph connected, so that this rank's backward joins the others' collectives.
-            return (hidden.sum() * 0.0 + head.sum() * 0.0).expand(0)
-        return chosen_logprobs(predicting, head, batch.chosen_ids, temperature=temperature)
+            nothing = (hidden.sum() * 0.0 + head.sum() * 0.0).expand(0)
+            if ids is None and not entropy_k:
+                return nothing
+            candidates = nothing[:, None].expand(0, 1 if ids is None else ids.shape[1])
+            extras = {"candidates": candidates, "rest": nothing, "entropies": nothing.detach()}
+            return {"logprobs": nothing} | extras
+        if ids is None and not entropy_k:
+            return chosen_logprobs(predicting, head, batch.chosen_ids, temperature=temperature)
+        outputs = {}
+        if entropy_k:
+            outputs["entropies"] = top_k_entropies(
+                predicting, head, k=entropy_k, temperature=temperature
+            )
+        if ids is None:
+            chosen = chosen_logprobs(predicting, head, batch.chosen_ids, temperature=temperature)
+            return outputs | {"logprobs": chosen}
+        # The token's own id as one more column: no second pass over the vocabulary.
+        columns = torch.cat([ids, batch.chosen_ids[:, None]], dim=1)
+        logprobs, rest = candidate_and_rest_logprobs(
+            predicting, head, columns, temperature=temperature
+        )
+        return outputs | {
+            "logprobs": logprobs[:, -1],
+            "candidates": logprobs[:, :-1],
+            "rest": rest,
+        }
 
 
 def load_policy(folder: Path) -> Policy:

@@ -3,12 +3,18 @@
 from pathlib import Path
 
 from pear_ray.artifacts import manifest
+from pear_ray.artifacts.scores import join_scores, remove_blocks
 from pear_ray.artifacts.tables import WEIGHT_SAMPLES, read_table, write_rows
+from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.run import RunConfig
+from pear_ray.config.sft import needs_initial_policy
+from pear_ray.distributed.scoring import policy_job, score_corpus
 from pear_ray.distributed.session import ray_session
-from pear_ray.distributed.sft_loop import num_sft_steps, sft_loop, training_rows
+from pear_ray.distributed.sft_loop import sft_loop
+from pear_ray.distributed.sft_rows import INITIAL, num_sft_steps, training_rows
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.engines.model_files import resolve_model
+from pear_ray.telemetry.metrics_log import MetricsLog
 
 
 def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
@@ -20,6 +26,8 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     stage_dir = run_dir / "sft"
     scored = manifest.require_manifest(run_dir / "score")
     with ray_session(config.cluster):
+        if needs_initial_policy(config.sft):
+            _score_initial_policy(config, run_dir, attempt=attempt, num_rows=scored.counts["rows"])
         run_train_group(
             sft_loop,
             {
@@ -33,7 +41,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         )
     samples = read_table(stage_dir / "weight_samples", WEIGHT_SAMPLES).to_pylist()
     write_rows(stage_dir / "weight_samples.parquet", samples, WEIGHT_SAMPLES)
-    num_rows = len(training_rows(run_dir))
+    num_rows = len(training_rows(config.sft, run_dir))
     return manifest.complete(
         stage_dir,
         counts={
@@ -42,3 +50,21 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             "tokens": scored.counts["tokens"] * config.sft.num_epochs,
         },
     )
+
+
+def _score_initial_policy(
+    config: RunConfig, run_dir: Path, *, attempt: int, num_rows: float
+) -> None:
+    """Score the corpus under the model that training starts from, where it is not done yet."""
+    top_k = reference_top_k(config.sft.objective)
+    job = policy_job(config, run_dir, folder=f"sft/{INITIAL}", top_k=top_k)
+    job.folder.mkdir(exist_ok=True)
+    log = MetricsLog(run_dir, run=config.name, stage="sft", attempt=attempt)
+    score_corpus(
+        job,
+        progress=lambda rows: log.log(
+            {"sft/rows_scored_first": rows}, step=rows, num_steps=int(num_rows)
+        ),
+    )
+    join_scores(job.corpus, job.folder, "scored", keep_given=False, top_k=top_k)
+    remove_blocks(job.folder)

@@ -26,6 +26,8 @@ ROWS = [
 ]
 # Uneven on purpose: three microbatches on one rank; on the other two, and one without a row.
 CUTS = [[[0, 3], [1], [5]], [[2], [4], []]]
+CANDIDATES = {60: 0.5, 7: 0.3}
+REST = 0.2
 NUM_TOKENS = sum(len(row) - 1 for row in ROWS)
 BACKENDS: dict[str, BackendConfig] = {
     "fsdp": FsdpBackend(),
@@ -84,6 +86,10 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     norms.append(trainer.step(NUM_TOKENS).grad_norm)
     trainer.export(folder / "model", save_tokenizer=lambda _: None)
 
+    distilling = make(name)
+    _accumulate(distilling, rank, distil=True)
+    distilled = distilling.probe(NUM_TOKENS)
+
     resumed = make(name)
     resumed.load(folder / "checkpoint")
     _accumulate(resumed, rank)
@@ -98,12 +104,37 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     except Exception as caught:  # noqa: BLE001 - whatever it is, the test compares it
         error = f"{type(caught).__name__}: {caught}"
     poisoned.export(folder / "poisoned", save_tokenizer=lambda _: None)
-    return {"norms": norms, "again": again, "count": resumed.step_count, "error": error}
+    return {
+        "norms": norms,
+        "distilled": distilled,
+        "again": again,
+        "count": resumed.step_count,
+        "error": error,
+    }
 
 
-def _accumulate(trainer: Trainer, rank: int, *, factor: float = 1.0) -> None:
+def _accumulate(trainer: Trainer, rank: int, *, factor: float = 1.0, distil: bool = False) -> None:
     for number, places in enumerate(CUTS[rank], start=1):
-        rows = [Row(ROWS[place], [True] * len(ROWS[place]), {}) for place in places]
+        rows = [row_of(ROWS[place]) for place in places]
         with trainer.microbatch(last=number == len(CUTS[rank])):
-            batch = collate(rows, pad_id=256, names=(), device=torch.device("cpu"))
-            trainer.backward(-trainer.policy(batch, temperature=1.0).sum() * factor)
+            batch = collate(
+                rows,
+                pad_id=256,
+                names=(),
+                device=torch.device("cpu"),
+                num_candidates=len(CANDIDATES) if distil else 0,
+            )
+            found = trainer.policy(batch, temperature=1.0, entropy_k=5 if distil else 0)
+            if isinstance(found, dict):
+                # Cross-entropy against one fixed distribution: of two ids, and of all others.
+                weights = torch.tensor([*CANDIDATES.values()])
+                losses = -(found["candidates"] * weights).sum(1) - REST * found["rest"]
+                trainer.backward((losses * found["entropies"]).sum() - found["logprobs"].sum())
+            else:
+                trainer.backward(-found.sum() * factor)
+
+
+def row_of(ids: list[int]) -> Row:
+    """A row that trains on all its tokens, with the same candidates for each of them."""
+    candidates = (list(CANDIDATES) * len(ids), list(CANDIDATES.values()) * len(ids))
+    return Row(ids, [True] * len(ids), {}, candidates)

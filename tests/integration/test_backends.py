@@ -72,6 +72,29 @@ def test_the_steps_are_those_of_one_process(
         torch.testing.assert_close(tensor, weights[key], rtol=0, atol=2e-5)
 
 
+def test_candidates_and_entropies_train_alike(found: dict[str, dict[str, Any]]) -> None:
+    """What the policy gives beside log-probs goes through every backend's hooks."""
+    model = AutoModelForCausalLM.from_pretrained(embedded_path("student"), dtype=torch.float32)
+    ids = list(backend_ranks.CANDIDATES)
+    weights = torch.tensor([*backend_ranks.CANDIDATES.values()])
+    for row in backend_ranks.ROWS:
+        tokens = torch.tensor([row])
+        logprobs = model(tokens, use_cache=False).logits[0, :-1].log_softmax(-1)
+        own = logprobs.gather(1, tokens[0, 1:, None])
+        top = logprobs.detach().topk(5).values.log_softmax(-1)
+        entropies = -(top.exp() * top).sum(1)
+        kept = logprobs.exp()[:, ids].sum(1)
+        # A token's own id is told apart as well, where it is none of the candidates.
+        apart = ~torch.isin(tokens[0, 1:], torch.tensor(ids))
+        rest = (1 - kept - torch.where(apart, own[:, 0].exp(), 0.0)).log()
+        losses = -(logprobs[:, ids] * weights).sum(1) - backend_ranks.REST * rest
+        (((losses * entropies).sum() - own.sum()) / backend_ranks.NUM_TOKENS).backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+    assert {name: each["distilled"] for name, each in found.items()} == pytest.approx(
+        dict.fromkeys(backend_ranks.BACKENDS, norm), rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("name", backend_ranks.BACKENDS)
 def test_a_checkpoint_goes_on_bit_for_bit(
     folder: Path, found: dict[str, dict[str, Any]], name: str

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pear_ray.artifacts.tables import SCORED, read_table, write_rows
+from pear_ray.artifacts.tables import SCORED, SCORED_TOP, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.sft_loop import SftWorker, TrainJob
 from pear_ray.embedded.paths import embedded_path
@@ -30,6 +30,7 @@ def run_config(tmp_path: Path, **sft: Any) -> RunConfig:
                 "max_model_len": 160,
             },
             "corpus": {"kind": "dataset", "path": "unused"},
+            "score": {"top_k": 4 if "forward_kl" in str(sft) else 0},
             "sft": {"optimizer": {"learning_rate": 1e-3}, "global_batch_size": 8} | sft,
             "rl": {
                 "problems": {"games": [GAME], "size": 16, "seed": 2},
@@ -94,6 +95,50 @@ def test_microbatches_do_not_change_an_sft_step(
     assert whole["sft/grad_norm"] == pytest.approx(cut["sft/grad_norm"], rel=1e-4)
     for one, other in zip(whole_gradients, cut_gradients, strict=True):
         assert (one - other).norm() <= 1e-5 * one.norm()
+
+
+OBJECTIVES = ["nll", "dft", "p_family", "iw_sft", "talr"]
+OBJECTIVES += ["psft", "eaft", "asft", "sft_kl", "forward_kl"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_and_does_not_see_microbatches(
+    process_group: None, scored: Path, objective: str
+) -> None:
+    """With PEAR weights on it and negatives beside it; on candidates of a real scoring."""
+    rows = add_candidates(scored)
+    kind: dict[str, Any] = {"kind": objective}
+    if objective in ("asft", "sft_kl"):
+        kind["reference_top_k"] = 4
+    settings: dict[str, Any] = {"objective": kind, "negatives": {"scale": 0.05}}
+    norms = []
+    for microbatch_tokens in (8192, 24):
+        config = run_config(scored, **settings, microbatch_tokens=microbatch_tokens)
+        worker = SftWorker(job(config, scored, "sft"))
+        metrics = worker.step(0)
+        norms.append(metrics["sft/grad_norm"])
+        assert metrics["sft/negatives/num_tokens"] > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[0] > 0
+    assert len(worker.rows) == len(rows)  # the negatives too
+
+
+def add_candidates(run_dir: Path) -> list[dict[str, Any]]:
+    """Give the scored rows candidates, make every fourth a negative, and add the initial scores."""
+    rows = read_table(run_dir / "score" / "scored", SCORED).to_pylist()
+    generator = torch.Generator().manual_seed(1)
+    for number, row in enumerate(rows):
+        count = sum(row["loss_mask"])
+        logits = torch.randn(count, 40, generator=generator)
+        top = logits.log_softmax(-1).topk(4)
+        row["is_negative"] = number % 4 == 3
+        row["top_ids"] = (top.indices + 5).flatten().tolist()
+        row["top_logprobs"] = top.values.flatten().tolist()
+    write_rows(run_dir / "score" / "scored" / "rows.parquet", rows, SCORED_TOP)
+    initial = run_dir / "sft" / "initial" / "scored"
+    initial.mkdir(parents=True)
+    write_rows(initial / "rows.parquet", rows, SCORED_TOP)
+    return rows
 
 
 def test_mean_one_rescaling_equals_weight_norm(process_group: None, scored: Path) -> None:

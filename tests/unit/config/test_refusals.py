@@ -133,3 +133,17 @@ def test_configs_are_frozen(run_file: Path) -> None:
 )
 def test_backends_that_contradict_the_run(run_file: Path, backend: str, words: str) -> None:
     assert words in refusal(run_file, f"sft.backend={backend}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sft.objective=nl"], "sft.objective: Input tag 'nl'"),
+        (["sft.objective={kind: psft, clip_hi: 1}"], "did you mean 'clip_high'?"),
+        (["sft.objective=forward_kl"], "score.top_k=0 keeps none; set score.top_k"),
+        (["sft.negatives={scale: -1}"], "sft.negatives.scale: "),
+        (["sft.negatives={scale: 0.1, logprob_floor: 0.5}"], "sft.negatives.logprob_floor: "),
+    ],
+)
+def test_objectives_that_cannot_be(run_file: Path, overrides: list[str], words: str) -> None:
+    assert words in refusal(run_file, *overrides)

@@ -65,6 +65,7 @@ def test_the_dump_holds_defaults_too(run_file: Path) -> None:
         "log_ratio_clip_high": 0.3,
         "log_weight_clip_low": -10.0,
         "log_weight_clip_high": 5.0,
+        "ratio_policy": "live",
         "rescale": "none",
     }
     assert tree["cluster"]["address"] is None

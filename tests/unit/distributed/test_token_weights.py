@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pear_ray.algorithms import pear
-from pear_ray.config.sft import PearWeights, UniformWeights
-from pear_ray.distributed.sft_loop import token_weights
+from pear_ray.config.sections import OptimizerConfig
+from pear_ray.config.sft import PearWeights, SftConfig, UniformWeights
+from pear_ray.distributed.sft_terms import token_weights
 from pear_ray.engines.batches import Row, TokenBatch, collate
 
 SETTINGS = {
@@ -35,6 +36,10 @@ def batch() -> TokenBatch:
     return collate(rows, pad_id=0, names=("behavior_logprobs",), device=torch.device("cpu"))
 
 
+def settings(weights: PearWeights | UniformWeights) -> SftConfig:
+    return SftConfig(optimizer=OptimizerConfig(learning_rate=1e-3), weights=weights)
+
+
 LOGPROBS = torch.tensor([-1.2, -1.9, -2.0, -2.5, -0.75])
 
 
@@ -50,7 +55,7 @@ def test_each_level_is_its_own_function(
     batch: TokenBatch, level: str, expected: Callable[..., pear.PearWeights]
 ) -> None:
     config = PearWeights.model_validate({"level": level} | SETTINGS)
-    found = token_weights(LOGPROBS, batch, config)
+    found = token_weights(LOGPROBS, batch, settings(config))
     wanted = expected(
         LOGPROBS, batch.aligned["behavior_logprobs"], batch.sequence_ids, batch.loss_mask
     )
@@ -61,13 +66,13 @@ def test_each_level_is_its_own_function(
 def test_sequence_weights_by_hand(batch: TokenBatch) -> None:
     """Log-ratios -0.2, 0.1, -1 (clipped to -0.5), 0.5 (to 0.4) sum to -0.2; and -0.25 alone."""
     config = PearWeights.model_validate({"level": "sequence"} | SETTINGS)
-    found = token_weights(LOGPROBS, batch, config)
+    found = token_weights(LOGPROBS, batch, settings(config))
     expected = [math.exp(-0.2)] * 4 + [math.exp(-0.25)]
     assert found.weights.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_uniform_weights_are_one_and_still_measure_ratios(batch: TokenBatch) -> None:
-    found = token_weights(LOGPROBS, batch, UniformWeights())
+    found = token_weights(LOGPROBS, batch, settings(UniformWeights()))
     assert found.weights.tolist() == [1.0] * 5
     assert found.log_weights.tolist() == [0.0] * 5
     assert found.log_ratios.tolist() == pytest.approx([-0.2, 0.1, -1.0, 0.5, -0.25], abs=1e-6)
@@ -75,4 +80,4 @@ def test_uniform_weights_are_one_and_still_measure_ratios(batch: TokenBatch) -> 
 
 def test_weights_carry_no_gradient(batch: TokenBatch) -> None:
     logprobs = LOGPROBS.clone().requires_grad_()
-    assert not token_weights(logprobs, batch, PearWeights()).weights.requires_grad
+    assert not token_weights(logprobs, batch, settings(PearWeights())).weights.requires_grad

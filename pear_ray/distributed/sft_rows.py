@@ -1,0 +1,101 @@
+"""The rows that SFT trains on: which, with what beside them, and in which order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from pear_ray.artifacts.tables import SCORED, SCORED_TOP, read_table
+from pear_ray.config.objectives import reference_top_k
+from pear_ray.config.run import RunConfig
+from pear_ray.config.sft import SftConfig, needs_initial_policy
+from pear_ray.engines.batches import Row, TokenBatch, collate
+from pear_ray.errors import ArtifactError
+
+INITIAL = "initial"  # folder, in the stage's, of the scores under the initial policy
+
+
+def training_rows(config: SftConfig, run_dir: Path) -> pa.Table:
+    """The scored examples that train, in the corpus's order, with what the objective wants of them.
+
+    Negatives are left out unless the config says what to do with them.
+
+    Raises:
+        ArtifactError: The initial policy's scores are of other rows.
+    """
+    candidates = config.objective.kind == "forward_kl"
+    scored = read_table(run_dir / "score" / "scored", SCORED_TOP if candidates else SCORED)
+    if needs_initial_policy(config):
+        wanted = SCORED_TOP if reference_top_k(config.objective) else SCORED
+        initial = read_table(run_dir / "sft" / INITIAL / "scored", wanted)
+        if not scored["example_id"].equals(initial["example_id"]):
+            raise ArtifactError(
+                f"{run_dir}/sft/{INITIAL}: scores of other rows than {run_dir}/score; remove the "
+                "folder, and run the same command again"
+            )
+        scored = scored.append_column("initial_logprobs", initial["behavior_logprobs"])
+        for name in ("top_ids", "top_logprobs"):
+            if name in initial.column_names:
+                scored = scored.append_column(name, initial[name])
+    if config.negatives is None:
+        scored = scored.filter(~pc.field("is_negative"))
+    return scored.combine_chunks()
+
+
+def num_sft_steps(config: RunConfig, *, num_rows: int) -> int:
+    """Optimizer steps of the stage; the last batch of an epoch may be smaller."""
+    return config.sft.num_epochs * -(-num_rows // config.sft.global_batch_size)
+
+
+def rows_of_step(
+    rows: pa.Table, step: int, *, config: SftConfig, num_steps: int, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of a step, over all ranks: a slice of the epoch's seeded order."""
+    size = config.global_batch_size
+    epoch, batch = divmod(step, num_steps // config.num_epochs)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(rows), generator=generator)
+    taken = order[batch * size : (batch + 1) * size]
+    return rows.take(pa.array(taken.numpy())).to_pylist()
+
+
+class Collator:
+    """Makes microbatches of rows, with all that the run's weights and objective read."""
+
+    def __init__(
+        self, run: RunConfig, *, pad_id: int, vocab_size: int, device: torch.device
+    ) -> None:
+        config = run.sft
+        names = ["behavior_logprobs"]
+        if run.models.align == "bytes":
+            names.append("span_ids")  # small whole numbers, which float32 holds exactly
+        if needs_initial_policy(config):
+            names.append("initial_logprobs")
+        if config.negatives is not None:
+            names.append("is_negative")
+        self._names = tuple(names)
+        distils = config.objective.kind == "forward_kl"
+        self._num_candidates = run.score.top_k if distils else reference_top_k(config.objective)
+        self._pad_id, self._vocab_size, self._device = pad_id, vocab_size, device
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> TokenBatch:
+        """`rows` as one batch on the device; none give a batch without a loss token."""
+        return collate(
+            [self._row(row) for row in rows],
+            pad_id=self._pad_id,
+            names=self._names,
+            device=self._device,
+            num_candidates=self._num_candidates,
+        )
+
+    def _row(self, row: dict[str, Any]) -> Row:
+        aligned = row | {"is_negative": [row["is_negative"]] * len(row["token_ids"])}
+        candidates = None
+        if self._num_candidates:
+            # Vocabularies are padded to different sizes: what the policy has no row for is rest.
+            ids = [index if index < self._vocab_size else -1 for index in row["top_ids"]]
+            candidates = (ids, row["top_logprobs"])
+        return Row(row["token_ids"], row["loss_mask"], aligned, candidates)
