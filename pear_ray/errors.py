@@ -9,6 +9,12 @@ class PearRayError(Exception):
     exit_code = 1
 
 
+class StopRequested(PearRayError):  # noqa: N818 - no error
+    """The run was told to stop, and did so where it can go on: no failure."""
+
+    exit_code = 0
+
+
 class ConfigError(PearRayError):
     """A run file or override that cannot mean anything."""
 

@@ -17,9 +17,10 @@ from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.config.run import RunConfig, dump_run
 from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
-from pear_ray.errors import ArtifactError, PearRayError
+from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.preflight import Models
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
+from pear_ray.stopping import stop_asked, stop_on_sigterm
 from pear_ray.telemetry.live import LiveView
 from pear_ray.telemetry.metrics_log import MetricRecord, MetricsLog, Record
 from pear_ray.telemetry.trackers import open_trackers
@@ -138,7 +139,12 @@ def _run_stages(config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage]
             on_record = _connect(config, open_things)
         names = [stage.name for stage in stages]
         open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
+        open_things.enter_context(stop_on_sigterm())
         for stage in stages:
+            if stop_asked():
+                raise StopRequested(
+                    f"stopped before {stage.name}, as SIGTERM asked; run the same command to go on"
+                )
             _run_stage(config, run_dir, stage, attempt=attempt)
 
 
@@ -171,6 +177,9 @@ def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt
     module = importlib.import_module(f"pear_ray.stages.{stage.name}")
     try:
         module.run(config, run_dir, attempt=attempt)
+    except StopRequested as stop:
+        log.event("stage_stopped", str(stop))
+        raise
     except BaseException as error:  # a KeyboardInterrupt ends a stage as well
         said = str(error) if isinstance(error, PearRayError) else f"{type(error).__name__}: {error}"
         log.event("stage_failed", said)

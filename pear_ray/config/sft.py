@@ -95,6 +95,10 @@ class SftConfig(Section):
     check_equivalence: bool = True
     """Before the first step, compare the gradient of a few rows at once, split over the ranks and
     accumulated; the run stops if they differ."""
+    heldout_rows: Annotated[int, Field(ge=0)] = 0
+    """Rows kept out of training, to see its loss on what it has not seen; chosen by `seed`."""
+    evaluate_every: Annotated[int, Field(gt=0)] = 10
+    """Optimizer steps between two looks at the held-out rows, and one after the last step."""
     alarms: AlarmsConfig = AlarmsConfig()
     """When the weights of training are worth a warning."""
     num_epochs: Annotated[int, Field(gt=0)] = 1

@@ -15,7 +15,15 @@ from pear_ray.algorithms.policy_losses import clipped_surrogate
 from pear_ray.algorithms.reduce import loss_numerator
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import Laps, commit, export, restore, start_worker
+from pear_ray.distributed.train_group import (
+    MODEL,
+    Laps,
+    commit,
+    export,
+    restore,
+    start_worker,
+    stop_wished,
+)
 from pear_ray.engines import weights
 from pear_ray.engines.batches import Row, collate
 from pear_ray.engines.chat import ChatTokenizer
@@ -78,12 +86,13 @@ class GrpoWorker:
         self.canary = weights.canary_batch(policy.causal_lm.config.vocab_size, device=self.device)
         self.max_sync_gap = self.config.max_sync_gap or weights.MAX_GAP[run.models.dtype]
         self.sender = self.engine.weight_sender(policy)
+        self.stop = False
         self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=self.config.num_steps)
         self.problems = make_problems(self.config.problems)
         self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
 
     def run(self) -> None:
-        """All steps from the last checkpoint on, then the export."""
+        """All steps from the last checkpoint on, then the export; or until the run is to stop."""
         restore(self.trainer)
         self.publish_weights()
         for step in range(self.trainer.step_count, self.config.num_steps):
@@ -98,9 +107,11 @@ class GrpoWorker:
                         f"(alert above {self.config.mismatch_alert:g})",
                     )
             last = step + 1 == self.config.num_steps
-            if (step + 1) % self.config.checkpoint_every == 0 or last:
+            if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
                 commit(self.trainer)
-        export(self.trainer, self.chat, self.stage_dir / "model")
+            if self.stop and not last:
+                return
+        export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     def step(self, step: int) -> dict[str, float]:
         """Sample, reward, train once, sync; the metrics of all ranks together.
@@ -117,12 +128,14 @@ class GrpoWorker:
         self._check_rewards(groups)
         laps.lap("reward")
         sums, result = self._train(groups)
+        sums["max/stop"] = float(stop_wished(self.stage_dir))
         laps.lap("train")
         gap = self.publish_weights()
         laps.lap("sync")
         sums = functools.reduce(
             weight_health.merge, gather_over_ranks(sums | _rollout_sums(groups) | _times(laps))
         )
+        self.stop = bool(sums["max/stop"])  # the same on every rank
         return _metrics(sums) | {
             "rl/sync_gap": gap,
             "rl/grad_norm": result.grad_norm,

@@ -1,6 +1,7 @@
 """The SFT loop of one worker: weighted sums over microbatches, one step per global batch."""
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,23 @@ from pear_ray.artifacts.tables import WEIGHT_SAMPLES, write_rows
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.equivalence import ROWS_PER_RANK, check_equivalence
 from pear_ray.distributed.sft_alarms import WeightAlarms
-from pear_ray.distributed.sft_rows import Collator, num_sft_steps, rows_of_step, training_rows
+from pear_ray.distributed.sft_rows import (
+    Collator,
+    num_sft_steps,
+    rows_of_step,
+    split_heldout,
+    training_rows,
+)
 from pear_ray.distributed.sft_terms import Terms, microbatch_terms
-from pear_ray.distributed.train_group import Laps, commit, export, restore, start_worker
+from pear_ray.distributed.train_group import (
+    MODEL,
+    Laps,
+    commit,
+    export,
+    restore,
+    start_worker,
+    stop_wished,
+)
 from pear_ray.engines.backends import make_trainer
 from pear_ray.engines.batches import TokenBatch
 from pear_ray.engines.chat import ChatTokenizer
@@ -64,7 +79,11 @@ class SftWorker:
         self.device = start_worker(job.config.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.chat = ChatTokenizer(job.model)
-        self.rows = training_rows(self.config, job.run_dir)
+        self.rows, self.heldout = split_heldout(
+            training_rows(self.config, job.run_dir),
+            heldout_rows=self.config.heldout_rows,
+            seed=self.seed,
+        )
         self.collator = Collator(
             job.config,
             pad_id=self.chat.pad_id,
@@ -82,24 +101,30 @@ class SftWorker:
             dtype=self.dtype,
             activation_checkpointing=self.config.activation_checkpointing,
         )
+        self.stop = False
         self.alarms = WeightAlarms(self.config.alarms)
         self.log = MetricsLog(job.run_dir, run=job.config.name, stage="sft", attempt=job.attempt)
 
     def run(self) -> None:
-        """All steps from the last checkpoint on, then the export."""
+        """All steps from the last checkpoint on, then the export; or until the run is to stop."""
         if not restore(self.trainer) and self.config.check_equivalence:
             self._check_equivalence()
         for step in range(self.trainer.step_count, self.num_steps):
             laps = Laps()
             metrics = self.step(step)
             laps.lap("step")
+            last = step + 1 == self.num_steps
+            metrics["sft/tokens_per_s"] = metrics.get("sft/num_tokens", 0) / laps.seconds["step"]
+            if last or (step + 1) % self.config.evaluate_every == 0:
+                metrics |= self.heldout_metrics()
             if self.rank == 0:
-                metrics["sft/tokens_per_s"] = metrics["sft/num_tokens"] / laps.seconds["step"]
                 self.log.log(metrics, step=step + 1, num_steps=self.num_steps)
             self._watch(metrics, step + 1)
-            if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.num_steps:
+            if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
                 commit(self.trainer)
-        export(self.trainer, self.chat, self.stage_dir / "model")
+            if self.stop and not last:
+                return
+        export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     def _watch(self, metrics: dict[str, float], step: int) -> None:
         """Warn of what has happened to the weights, on every rank alike.
@@ -116,12 +141,24 @@ class SftWorker:
                 self.log.event("warning", words)
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step on the step's global batch; the metrics of all ranks together."""
-        microbatches = self._microbatches(self._my_rows(step))
+        """One optimizer step on the step's global batch; the metrics of all ranks together.
+
+        Raises:
+            TrainingError: A loss, weight or gradient is not finite; the step's rows are named in a
+                file beside the checkpoints.
+        """
+        rows = self._my_rows(step)
+        microbatches = self._microbatches(rows)
         keep = self.rank == 0 and self._is_sampled(step)
-        sums = self._accumulate(microbatches, keep_weights_of=step if keep else None)
-        denominator = sums["denominator"] * self._rescale(sums)
-        result = self.trainer.step(denominator)
+        try:
+            sums = self._accumulate(microbatches, keep_weights_of=step if keep else None)
+            denominator = sums["denominator"] * self._rescale(sums)
+            result = self.trainer.step(denominator)
+        except (TrainingError, ValueError) as error:
+            file = self.stage_dir / f"failed-step-{step + 1:06d}-rank-{self.rank}.json"
+            file.write_text(json.dumps([row["example_id"] for row in rows]), encoding="utf-8")
+            raise TrainingError(f"{error} (this rank's rows of step {step + 1}: {file})") from error
+        self.stop = bool(sums["max/stop"])  # the same on every rank
         return _metrics(sums) | {
             "sft/weighted_loss": sums["numerator"] / denominator,
             "sft/grad_norm": result.grad_norm,
@@ -140,7 +177,30 @@ class SftWorker:
             sums = weight_health.merge(sums, terms.sums)
             if keep_weights_of is not None:
                 self._keep_weights(keep_weights_of, rows, batch, terms.weights)
+        sums["max/stop"] = float(stop_wished(self.stage_dir))
         return functools.reduce(weight_health.merge, gather_over_ranks(sums))
+
+    @torch.no_grad()
+    def heldout_metrics(self) -> dict[str, float]:
+        """Plain and weighted loss on the rows kept out of training, all ranks together."""
+        sums: dict[str, float] = {}
+        mine = self.heldout.to_pylist()[self.rank :: self.world_size]
+        microbatches = self._microbatches(mine) if len(self.heldout) else []
+        tau = self._tau(microbatches) if microbatches else None
+        for rows in microbatches:
+            batch = self.collator(rows)
+            terms = microbatch_terms(self._outputs(batch), batch, self.config, tau=tau)
+            sums = weight_health.merge(sums, terms.sums)
+        if not microbatches:
+            return {}
+        sums = functools.reduce(weight_health.merge, gather_over_ranks(sums))
+        health = weight_health.finalise(sums)
+        return {
+            "sft/heldout/nll": health["nll"],
+            "sft/heldout/weighted_nll": health["weighted_nll"],
+            "sft/heldout/weighted_loss": sums["numerator"] / sums["denominator"],
+            "sft/heldout/ess_fraction": health["ess_fraction"],
+        }
 
     def _check_equivalence(self) -> None:
         """Run the guard on the shortest rows of the first batch."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -13,7 +14,7 @@ from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import SftConfig, needs_initial_policy
 from pear_ray.engines.batches import Row, TokenBatch, collate
-from pear_ray.errors import ArtifactError
+from pear_ray.errors import ArtifactError, InputError
 
 INITIAL = "initial"  # folder, in the stage's, of the scores under the initial policy
 
@@ -43,6 +44,26 @@ def training_rows(config: SftConfig, run_dir: Path) -> pa.Table:
     if config.negatives is None:
         scored = scored.filter(~pc.field("is_negative"))
     return scored.combine_chunks()
+
+
+def split_heldout(rows: pa.Table, *, heldout_rows: int, seed: int) -> tuple[pa.Table, pa.Table]:
+    """What trains, and what is kept out: rows that are no negatives, chosen by the seed.
+
+    Raises:
+        InputError: Fewer than two rows would be left to train on.
+    """
+    if not heldout_rows:
+        return rows, rows.slice(0, 0)
+    positive = np.flatnonzero(~rows["is_negative"].to_numpy())
+    if len(positive) < heldout_rows + 2:
+        raise InputError(
+            f"sft.heldout_rows={heldout_rows} of {len(positive)} rows that train leaves none to "
+            "train on; lower it"
+        )
+    chosen = np.random.default_rng(seed).choice(positive, heldout_rows, replace=False)
+    kept_out = np.zeros(len(rows), dtype=bool)
+    kept_out[chosen] = True
+    return rows.filter(pa.array(~kept_out)), rows.filter(pa.array(kept_out))
 
 
 def num_sft_steps(config: RunConfig, *, num_rows: int) -> int:

@@ -33,9 +33,12 @@ from pear_ray.distributed.capacity import num_threads, worker_environment, worke
 from pear_ray.distributed.failures import causes, one_line
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.trainer import Trainer
-from pear_ray.errors import PearRayError, TrainingError
+from pear_ray.errors import PearRayError, StopRequested, TrainingError
+from pear_ray.stopping import gracefully
 
 CHECKPOINTS_KEPT = 2
+STOP_FILE = ".stop"  # how the driver reaches the loops: they need the folder anyway
+MODEL = "model"  # what a loop that came to its end leaves in the stage's folder
 
 
 def run_train_group(
@@ -53,16 +56,30 @@ def run_train_group(
     Raises:
         PearRayError: The loop raised one of ours: the same error, from the worker, at once. It
             would come again after a restart.
+        StopRequested: SIGTERM came; the loop has checkpointed and left.
         TrainingError: The group failed more often than `cluster.max_failures`.
     """
+    wish = stage_dir / STOP_FILE
+    wish.unlink(missing_ok=True)
     for failures in itertools.count(1):
         try:
-            _fit(_trainer(loop, job, cluster=cluster, stage_dir=stage_dir))
+            with gracefully(wish.touch):
+                _fit(_trainer(loop, job, cluster=cluster, stage_dir=stage_dir))
         except ray.train.TrainingFailedError as error:
             if not _died_while_starting(error) or failures > cluster.max_failures:
                 raise _cause(error) from error
         else:
-            return
+            break
+    if not (stage_dir / MODEL).exists() and wish.exists():
+        raise StopRequested(
+            f"{stage_dir.name} stopped at a checkpoint, as SIGTERM asked; run the same command "
+            "again to go on"
+        )
+
+
+def stop_wished(stage_dir: Path) -> bool:
+    """Whether the driver was told to stop; a loop asks after each step, on all ranks alike."""
+    return (stage_dir / STOP_FILE).exists()
 
 
 def _fit(trainer: TorchTrainer) -> None:

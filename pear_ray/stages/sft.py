@@ -41,7 +41,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         )
     samples = read_table(stage_dir / "weight_samples", WEIGHT_SAMPLES).to_pylist()
     write_rows(stage_dir / "weight_samples.parquet", samples, WEIGHT_SAMPLES)
-    num_rows = len(training_rows(config.sft, run_dir))
+    num_rows = len(training_rows(config.sft, run_dir)) - config.sft.heldout_rows
     return manifest.complete(
         stage_dir,
         counts={

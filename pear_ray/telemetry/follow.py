@@ -173,7 +173,7 @@ def _fold_event(stage: StageProgress, record: EventRecord) -> None:
             stage.end(StageState.DONE, record.time)
         case EventKind.STAGE_SKIPPED:
             stage.end(StageState.SKIPPED, record.time)
-        case EventKind.STAGE_FAILED:
+        case EventKind.STAGE_FAILED | EventKind.STAGE_STOPPED:
             stage.end(StageState.FAILED, record.time)
         case EventKind.WARNING:
             pass  # no change of state

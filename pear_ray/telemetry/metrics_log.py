@@ -21,6 +21,7 @@ class EventKind(StrEnum):
     STAGE_FINISHED = "stage_finished"
     STAGE_SKIPPED = "stage_skipped"
     STAGE_FAILED = "stage_failed"
+    STAGE_STOPPED = "stage_stopped"
     WARNING = "warning"
 
 

@@ -72,7 +72,11 @@ def event_line(state: ProgressState, record: EventRecord) -> str:
     """`sft finished after 3 min 05 s: message`."""
     verb = record.event.value.removeprefix("stage_")
     took = ""
-    if record.event in {EventKind.STAGE_FINISHED, EventKind.STAGE_FAILED}:
+    if record.event in {
+        EventKind.STAGE_FINISHED,
+        EventKind.STAGE_FAILED,
+        EventKind.STAGE_STOPPED,
+    }:
         took = f" after {duration(elapsed_s(state.stages[record.stage], record.time))}"
     message = " ".join(record.message.split())
     return f"{record.stage} {verb}{took}" + (f": {message}" if message else "")

@@ -34,6 +34,7 @@ corpus:
 score: {{rows_per_block: 16}}
 sft:
   optimizer: {{learning_rate: 1e-3}}
+  num_epochs: 2
   global_batch_size: 16
   checkpoint_every: 2
 rl:
@@ -50,28 +51,28 @@ evaluate:
 """
 
 
-def command(folder: Path) -> list[str]:
+def command(folder: Path, stage: str) -> list[str]:
     return [
         sys.executable,
         "-m",
         "pear_ray",
-        "run",
+        stage,
         str(folder / "small.yaml"),
         f"output_dir={folder}",
     ]
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, stage: str = "run") -> subprocess.Popen[str]:
     log = (folder / f"driver-{time.time_ns()}.log").open("w", encoding="utf-8")
     return subprocess.Popen(
-        command(folder), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True
+        command(folder, stage), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True
     )
 
 
-def run_to_end(folder: Path) -> float:
+def run_to_end(folder: Path, stage: str = "run") -> float:
     """Run the pipeline; the seconds it took."""
     began = time.monotonic()
-    process = start(folder)
+    process = start(folder, stage)
     assert process.wait(timeout=RUN_TIMEOUT_S) == 0, newest_log(folder)
     return time.monotonic() - began
 
@@ -163,6 +164,39 @@ def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path
     assert_same_weights(finished, tmp_path)
 
 
+def test_sigterm_checkpoints_and_sft_resumes_to_the_same_weights(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Told to stop, then killed, then left to end: three attempts, and the same bits."""
+    shutil.copytree(finished / "small", tmp_path / "small")
+    (tmp_path / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    for stage in ("sft", "rl", "evaluate", "report"):
+        shutil.rmtree(tmp_path / "small" / stage)
+    (tmp_path / "small" / "metrics.jsonl").unlink()
+    driver = start(tmp_path, "sft")
+    wait_for_step(tmp_path, driver, stage="sft", step=1)
+    os.kill(driver.pid, signal.SIGTERM)
+    assert driver.wait(timeout=60) == 0, newest_log(tmp_path)
+    assert "sft stopped at a checkpoint, as SIGTERM asked" in newest_log(tmp_path)
+    stopped_after = max(record.step for record in metrics(tmp_path, "sft"))
+    assert not (tmp_path / "small" / "sft" / "model").exists()
+
+    driver = start(tmp_path, "sft")
+    wait_for_step(tmp_path, driver, stage="sft", step=stopped_after + 1)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    run_to_end(tmp_path, "sft")
+    undisturbed = {r.step: r.metrics for r in metrics(finished, "sft")}
+    first, *later = sorted({r.attempt for r in metrics(tmp_path, "sft")})
+    for attempt in later:  # neither begins again
+        steps = [r.step for r in metrics(tmp_path, "sft") if r.attempt == attempt]
+        assert stopped_after < min(steps) <= max(steps) <= 8, first
+    for record in metrics(tmp_path, "sft"):
+        for name in ("sft/weighted_loss", "sft/grad_norm"):
+            assert record.metrics[name] == undisturbed[record.step][name]
+    assert_same_weights(finished, tmp_path, "sft")
+
+
 def wait_for_step(folder: Path, driver: Any, *, stage: str, step: int) -> None:
     deadline = time.monotonic() + RUN_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -178,9 +212,9 @@ def max_attempt(folder: Path) -> int:
     return max(record.attempt for record in metrics(folder, "rl"))
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
+def assert_same_weights(one: Path, other: Path, stage: str = "rl") -> None:
     weights, again = (
-        load_file(folder / "small" / "rl" / "model" / "model.safetensors")
+        load_file(folder / "small" / stage / "model" / "model.safetensors")
         for folder in (one, other)
     )
     assert weights.keys() == again.keys()

@@ -1,5 +1,6 @@
 """The training loops with real engines and models, driven step by step in one process."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from pear_ray.artifacts.tables import SCORED, SCORED_TOP, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.sft_loop import SftWorker, TrainJob
 from pear_ray.embedded.paths import embedded_path
+from pear_ray.engines.hf_scorer import reference_logprobs
 from pear_ray.engines.vllm import weights as transfer
-from pear_ray.errors import WeightSyncError
+from pear_ray.errors import TrainingError, WeightSyncError
 
 GAME = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "max_digits": 1}}
 
@@ -139,6 +141,41 @@ def add_candidates(run_dir: Path) -> list[dict[str, Any]]:
     initial.mkdir(parents=True)
     write_rows(initial / "rows.parquet", rows, SCORED_TOP)
     return rows
+
+
+def test_rows_kept_out_of_training_are_looked_at(process_group: None, scored: Path) -> None:
+    worker = SftWorker(job(run_config(scored, heldout_rows=4), scored, "sft"))
+    assert len(worker.rows) == 12
+    kept_out = set(worker.heldout["example_id"].to_pylist())
+    assert len(kept_out) == 4
+    assert kept_out.isdisjoint(worker.rows["example_id"].to_pylist())
+    before = worker.heldout_metrics()
+    by_hand = [-_logprobs(row).mean() for row in worker.heldout.to_pylist()]
+    sizes = [sum(row["loss_mask"]) for row in worker.heldout.to_pylist()]
+    mean = sum(a * n for a, n in zip(by_hand, sizes, strict=True)) / sum(sizes)
+    assert before["sft/heldout/nll"] == pytest.approx(float(mean), rel=1e-5)
+    worker.step(0)
+    after = worker.heldout_metrics()
+    assert after["sft/heldout/nll"] != before["sft/heldout/nll"]
+    assert SftWorker(job(run_config(scored), scored, "sft")).heldout_metrics() == {}
+
+
+def _logprobs(row: dict[str, Any]) -> torch.Tensor:
+    """Log-probs of a row's loss tokens under the embedded student, by transformers."""
+    found = torch.tensor(reference_logprobs(embedded_path("student"), [row["token_ids"]])[0])
+    return found[torch.tensor(row["loss_mask"])]
+
+
+def test_a_step_that_fails_names_its_rows(process_group: None, scored: Path) -> None:
+    file = scored / "score" / "scored" / "rows.parquet"
+    rows = read_table(file, SCORED).to_pylist()
+    rows[5]["behavior_logprobs"][-1] = float("nan")
+    write_rows(file, rows, SCORED)
+    worker = SftWorker(job(run_config(scored, global_batch_size=16), scored, "sft"))
+    with pytest.raises(TrainingError, match=r"log-ratio that is not finite.*failed-step-000001"):
+        worker.step(0)
+    named = json.loads((scored / "sft" / "failed-step-000001-rank-0.json").read_text())
+    assert sorted(named) == sorted(row["example_id"] for row in rows)
 
 
 def test_mean_one_rescaling_equals_weight_norm(process_group: None, scored: Path) -> None:
