@@ -169,12 +169,14 @@ def sft_loss(data: RunData) -> Chart:
     lines = [
         Line("weighted loss", *data.series("sft", "sft/weighted_loss"), BLUE),
         Line("plain NLL", *data.series("sft", "sft/nll"), GREY, "--"),
+        Line("held-out NLL", *data.series("sft", "sft/heldout/nll"), ORANGE, "-"),
     ]
     return line_chart(
         [line for line in lines if len(line.x)],
         title="SFT loss",
         caption="The weighted loss is what was optimised; the plain NLL of the same tokens is "
-        "there to compare runs with different weights.",
+        "there to compare runs with different weights, and that of held-out rows to see when "
+        "training only learns its rows by heart.",
         x_label="SFT step",
         y_label="loss (nats per token)",
     )
