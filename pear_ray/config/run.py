@@ -137,6 +137,22 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _average_is_kept(self) -> "RunConfig":
+        sft = self.sft
+        by_ratio = sft.weights.kind == "pear" and sft.weights.ratio_policy == "ema"
+        for key, wanted in (("weights.ratio_policy", by_ratio), ("export", sft.export == "ema")):
+            if wanted and sft.ema_decay is None:
+                raise ValueError(
+                    f"sft.{key}=ema wants an average of the weights, and sft.ema_decay keeps none; "
+                    "set it, e.g. to 0.99"
+                )
+        if sft.ema_decay is not None and sft.backend.kind == "deepspeed":
+            raise ValueError(
+                "sft.ema_decay is not there with sft.backend.kind=deepspeed; use fsdp or ddp"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _enough_samples(self) -> "RunConfig":
         largest = max(self.evaluate.k, default=0)
         if largest > self.evaluate.num_samples:

@@ -35,9 +35,10 @@ class PearWeights(Section):
     """Lower bound of a summed log-weight."""
     log_weight_clip_high: Annotated[float, Field(ge=0)] = 5.0
     """Upper bound of a summed log-weight."""
-    ratio_policy: Literal["live", "init"] = "live"
+    ratio_policy: Literal["live", "init", "ema"] = "live"
     """Whose log-probs stand above the behavior policy's: the model in training (the paper's, as far
-    as is known), or the one it started from, scored once before (PriFT, arXiv 2606.09396)."""
+    as is known), the one it started from, scored once before (PriFT, arXiv 2606.09396), or the
+    average that `sft.ema_decay` keeps (one forward pass more)."""
     rescale: Literal["none", "batch_mean_one", "sequence_mean_one", "centred"] = "none"
     """What is done about weights that are all small or all large; ours, not the paper's. The mean
     weight of the step's, or of each sequence's, loss tokens is made 1; or each sequence's
@@ -95,6 +96,11 @@ class SftConfig(Section):
     check_equivalence: bool = True
     """Before the first step, compare the gradient of a few rows at once, split over the ranks and
     accumulated; the run stops if they differ."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an average of the weights, of which each step leaves this share: 0.99 looks back about
+    100 steps. Takes another copy of the parameters; not with DeepSpeed."""
+    export: Literal["live", "ema"] = "live"
+    """Which weights the stage leaves: those of the last step, or their average."""
     heldout_rows: Annotated[int, Field(ge=0)] = 0
     """Rows kept out of training, to see its loss on what it has not seen; chosen by `seed`."""
     evaluate_every: Annotated[int, Field(gt=0)] = 10

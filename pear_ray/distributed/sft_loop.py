@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ class SftWorker:
             device=job.config.cluster.device,
             dtype=self.dtype,
             activation_checkpointing=self.config.activation_checkpointing,
+            ema_decay=self.config.ema_decay,
         )
         self.stop = False
         self.alarms = WeightAlarms(self.config.alarms)
@@ -124,7 +126,9 @@ class SftWorker:
                 commit(self.trainer)
             if self.stop and not last:
                 return
-        export(self.trainer, self.chat, self.stage_dir / MODEL)
+        averaged = self.trainer.averaged() if self.config.export == "ema" else nullcontext()
+        with averaged:
+            export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     def _watch(self, metrics: dict[str, float], step: int) -> None:
         """Warn of what has happened to the weights, on every rank alike.
@@ -188,7 +192,7 @@ class SftWorker:
         microbatches = self._microbatches(mine) if len(self.heldout) else []
         tau = self._tau(microbatches) if microbatches else None
         for rows in microbatches:
-            batch = self.collator(rows)
+            batch = self._batch(rows)
             terms = microbatch_terms(self._outputs(batch), batch, self.config, tau=tau)
             sums = weight_health.merge(sums, terms.sums)
         if not microbatches:
@@ -238,11 +242,20 @@ class SftWorker:
         self, rows: list[dict[str, Any]], tau: float | None
     ) -> tuple[Terms, TokenBatch]:
         """Forward and backward of one microbatch; its terms, and the batch they were made of."""
-        batch = self.collator(rows)
+        batch = self._batch(rows)
         outputs = self._outputs(batch)
         terms = microbatch_terms(outputs, batch, self.config, tau=tau)
         self.trainer.backward(terms.numerator)
         return terms, batch
+
+    def _batch(self, rows: list[dict[str, Any]]) -> TokenBatch:
+        """The rows as a batch, with what the averaged weights say of them where that is asked."""
+        batch = self.collator(rows)
+        weights = self.config.weights
+        if weights.kind == "pear" and weights.ratio_policy == "ema":
+            with self.trainer.averaged(), torch.no_grad():
+                batch.aligned["ema_logprobs"] = self.trainer.policy(batch, temperature=1.0)
+        return batch
 
     def _outputs(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         objective = self.config.objective

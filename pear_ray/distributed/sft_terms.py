@@ -185,8 +185,9 @@ def _ratio_logprobs(
     batch: TokenBatch,
     kind: sft_config.UniformWeights | sft_config.PearWeights,
 ) -> torch.Tensor:
-    if kind.kind == "pear" and kind.ratio_policy == "init":
-        return batch.aligned["initial_logprobs"]
+    if kind.kind == "pear" and kind.ratio_policy != "live":
+        name = {"init": "initial_logprobs", "ema": "ema_logprobs"}[kind.ratio_policy]
+        return batch.aligned[name]
     return logprobs
 
 

@@ -19,6 +19,7 @@ def make_trainer(
     device: str,
     dtype: str,
     activation_checkpointing: bool = False,
+    ema_decay: float | None = None,
 ) -> Trainer:
     """The model of `folder`, ready to train on `backend` (a collective).
 
@@ -38,10 +39,10 @@ def make_trainer(
                 shard_over=backend.shard_over,
                 cpu_offload=backend.cpu_offload,
             )
-            return NativeTrainer(spread, optimizer, num_steps=num_steps)
+            return NativeTrainer(spread, optimizer, num_steps=num_steps, ema_decay=ema_decay)
         case DdpBackend():
             whole = replicate(policy, device=device, dtype=dtype)
-            return NativeTrainer(whole, optimizer, num_steps=num_steps)
+            return NativeTrainer(whole, optimizer, num_steps=num_steps, ema_decay=ema_decay)
         case DeepSpeedBackend():
             # An extra that an install need not have, and ten seconds to import.
             from pear_ray.engines.deepspeed_trainer import DeepSpeedTrainer  # noqa: PLC0415

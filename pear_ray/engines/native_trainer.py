@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pear_ray.config.sections import OptimizerConfig
@@ -26,7 +28,12 @@ class NativeTrainer(Trainer):
     """A policy that `policy.shard` or `policy.replicate` has spread, with AdamW."""
 
     def __init__(
-        self, policy: Policy | DistributedDataParallel, config: OptimizerConfig, *, num_steps: int
+        self,
+        policy: Policy | DistributedDataParallel,
+        config: OptimizerConfig,
+        *,
+        num_steps: int,
+        ema_decay: float | None = None,
     ) -> None:
         wrapped = isinstance(policy, DistributedDataParallel)
         module: Any = policy.module if wrapped else policy
@@ -38,6 +45,35 @@ class NativeTrainer(Trainer):
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
+
+        self._ema_decay = ema_decay
+        self._average: dict[str, torch.Tensor] = {}
+        if ema_decay is not None:
+            self._average = {
+                name: parameter.detach().clone() for name, parameter in module.named_parameters()
+            }
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within this the policy has the average of its weights (a collective where sharded)."""
+        return self._with_average() if self._average else super().averaged()
+
+    @contextlib.contextmanager
+    def _with_average(self) -> Iterator[None]:
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    @torch.no_grad()
+    def _swap_average(self) -> None:
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # the root stays gathered after a forward pass
+        for name, parameter in self.module.named_parameters():
+            live, average = _local(parameter), _local(self._average[name])
+            held = live.clone()
+            live.copy_(average)
+            average.copy_(held)
 
     def microbatch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """With DDP, gradients are averaged at the last microbatch only."""
@@ -57,8 +93,16 @@ class NativeTrainer(Trainer):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            self._move_average()
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        if self._ema_decay is None:
+            return
+        for name, parameter in self.module.named_parameters():
+            _local(self._average[name]).lerp_(_local(parameter), 1 - self._ema_decay)
 
     def _optimizer_states(self) -> Iterable[dict[str, Any]]:
         return self.optimizer.state.values()
@@ -94,4 +138,10 @@ class NativeTrainer(Trainer):
             "model": model,
             "optimizer": optimizer,
             "step_count": torch.tensor(self.step_count),
+            "average": self._average,
         }
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -55,6 +55,14 @@ class Trainer(abc.ABC):
         """Around forward and backward of one microbatch; `last` is the step's last one."""
         return contextlib.nullcontext()
 
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within this the policy has the average of its weights (a collective where sharded).
+
+        Raises:
+            TrainingError: This trainer keeps none.
+        """
+        raise TrainingError("this trainer keeps no average of the weights")
+
     def backward(self, numerator: torch.Tensor) -> None:
         """Add the gradient of a microbatch's loss sum (a collective: as often on every rank)."""
         numerator.backward()

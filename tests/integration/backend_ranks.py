@@ -28,12 +28,15 @@ ROWS = [
 CUTS = [[[0, 3], [1], [5]], [[2], [4], []]]
 CANDIDATES = {60: 0.5, 7: 0.3}
 REST = 0.2
+EMA_DECAY = 0.75
 NUM_TOKENS = sum(len(row) - 1 for row in ROWS)
 BACKENDS: dict[str, BackendConfig] = {
     "fsdp": FsdpBackend(),
     "fsdp-recomputing": FsdpBackend(),
     "fsdp-hybrid": FsdpBackend(shard_over=1),
+    "fsdp-average": FsdpBackend(),
     "ddp": DdpBackend(),
+    "ddp-average": DdpBackend(),
     "zero-1": DeepSpeedBackend(zero_stage=1),
     "zero-2": DeepSpeedBackend(zero_stage=2),
     "zero-2-offload": DeepSpeedBackend(zero_stage=2, offload="optimizer"),
@@ -71,6 +74,7 @@ def make(name: str) -> Trainer:
         device="cpu",
         dtype="float32",
         activation_checkpointing=name == "fsdp-recomputing",
+        ema_decay=EMA_DECAY if name.endswith("average") else None,
     )
 
 
@@ -85,6 +89,7 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     _accumulate(trainer, rank)
     norms.append(trainer.step(NUM_TOKENS).grad_norm)
     trainer.export(folder / "model", save_tokenizer=lambda _: None)
+    _export_average(trainer, name, folder / "average")
 
     distilling = make(name)
     _accumulate(distilling, rank, distil=True)
@@ -95,6 +100,7 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     _accumulate(resumed, rank)
     again = resumed.step(NUM_TOKENS).grad_norm
     resumed.export(folder / "resumed", save_tokenizer=lambda _: None)
+    _export_average(resumed, name, folder / "average-resumed")
 
     poisoned = make(name)
     _accumulate(poisoned, rank, factor=float("nan"))
@@ -113,6 +119,12 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     }
 
 
+def _export_average(trainer: Trainer, name: str, folder: Path) -> None:
+    if name.endswith("average"):
+        with trainer.averaged():
+            trainer.export(folder, save_tokenizer=lambda _: None)
+
+
 def _accumulate(trainer: Trainer, rank: int, *, factor: float = 1.0, distil: bool = False) -> None:
     for number, places in enumerate(CUTS[rank], start=1):
         rows = [row_of(ROWS[place]) for place in places]
@@ -124,6 +136,9 @@ def _accumulate(trainer: Trainer, rank: int, *, factor: float = 1.0, distil: boo
                 device=torch.device("cpu"),
                 num_candidates=len(CANDIDATES) if distil else 0,
             )
+            if getattr(trainer, "_average", None):  # a look at the average must disturb nothing
+                with trainer.averaged(), torch.no_grad():
+                    trainer.policy(batch, temperature=1.0)
             found = trainer.policy(batch, temperature=1.0, entropy_k=5 if distil else 0)
             if isinstance(found, dict):
                 # Cross-entropy against one fixed distribution: of two ids, and of all others.

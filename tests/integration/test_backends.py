@@ -29,14 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference() -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Gradient norms and final weights of one process with transformers' own loss."""
+def reference() -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Gradient norms, last and averaged weights of one process with transformers' own loss."""
     model = AutoModelForCausalLM.from_pretrained(embedded_path("student"), dtype=torch.float32)
     config = backend_ranks.OPTIMIZER
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     norms = []
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _ in range(2):
         for row in backend_ranks.ROWS:
             ids = torch.tensor([row])
@@ -48,7 +49,10 @@ def reference() -> tuple[list[float], dict[str, torch.Tensor]]:
         )
         optimizer.step()
         optimizer.zero_grad()
-    return norms, model.state_dict()
+        decay = backend_ranks.EMA_DECAY
+        for name, tensor in model.state_dict().items():
+            average[name] = decay * average[name] + (1 - decay) * tensor
+    return norms, model.state_dict(), average
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +64,31 @@ def found(folder: Path) -> dict[str, dict[str, Any]]:
 def test_the_steps_are_those_of_one_process(
     folder: Path,
     found: dict[str, dict[str, Any]],
-    reference: tuple[list[float], dict[str, torch.Tensor]],
+    reference: tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]],
     name: str,
 ) -> None:
-    norms, weights = reference
+    norms, weights, _ = reference
     assert found[name]["norms"] == pytest.approx([norms[0], *norms], rel=1e-5)  # first the probe's
     written = load_file(folder / name / "model" / "model.safetensors")
     assert written.keys() == weights.keys() - {"lm_head.weight"}  # tied: written once
     for key, tensor in written.items():
         # AdamW's first steps are near the sign of the gradient: rounding shows where that is 0.
         torch.testing.assert_close(tensor, weights[key], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in backend_ranks.BACKENDS if n.endswith("average")])
+def test_the_average_of_the_weights(
+    folder: Path,
+    reference: tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]],
+    name: str,
+) -> None:
+    found = load_file(folder / name / "average" / "model.safetensors")
+    resumed = load_file(folder / name / "average-resumed" / "model.safetensors")
+    last = load_file(folder / name / "model" / "model.safetensors")
+    for key, tensor in found.items():
+        torch.testing.assert_close(tensor, reference[2][key], rtol=0, atol=2e-5)
+        assert torch.equal(tensor, resumed[key])
+    assert not torch.equal(found["model.norm.weight"], last["model.norm.weight"])
 
 
 def test_candidates_and_entropies_train_alike(found: dict[str, dict[str, Any]]) -> None:

@@ -143,6 +143,20 @@ def add_candidates(run_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def test_the_ratio_of_the_average(process_group: None, scored: Path) -> None:
+    """Before the first step the average is the policy itself; afterwards it lags behind."""
+    rows = {}
+    for ratio_policy in ("live", "ema"):
+        weights = {"kind": "pear", "ratio_policy": ratio_policy}
+        config = run_config(scored, weights=weights, ema_decay=0.5)
+        worker = SftWorker(job(config, scored, "sft"))
+        rows[ratio_policy] = [worker.step(step) for step in range(2)]
+    for name in ("sft/weighted_loss", "sft/grad_norm", "sft/log_ratio/mean"):
+        assert rows["live"][0][name] == pytest.approx(rows["ema"][0][name], rel=1e-6)
+        assert rows["live"][1][name] != rows["ema"][1][name]
+    assert rows["live"][1]["sft/nll"] == pytest.approx(rows["ema"][1]["sft/nll"], rel=1e-6)
+
+
 def test_rows_kept_out_of_training_are_looked_at(process_group: None, scored: Path) -> None:
     worker = SftWorker(job(run_config(scored, heldout_rows=4), scored, "sft"))
     assert len(worker.rows) == 12

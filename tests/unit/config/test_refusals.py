@@ -147,3 +147,15 @@ def test_backends_that_contradict_the_run(run_file: Path, backend: str, words: s
 )
 def test_objectives_that_cannot_be(run_file: Path, overrides: list[str], words: str) -> None:
     assert words in refusal(run_file, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sft.weights={kind: pear, ratio_policy: ema}"], "ratio_policy=ema wants an average"),
+        (["sft.export=ema"], "sft.export=ema wants an average of the weights"),
+        (["sft.ema_decay=0.9", "sft.backend={kind: deepspeed}"], "sft.ema_decay is not there"),
+    ],
+)
+def test_averages_that_nobody_keeps(run_file: Path, overrides: list[str], words: str) -> None:
+    assert words in refusal(run_file, *overrides)
