@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pyarrow.fs as pafs
 
 from pear_ray.config.corpus import DatasetCorpus
+from pear_ray.corpus.stores import because, content_mark, open_filesystem, refuse_secrets
 from pear_ray.errors import InputError
 
 COMPRESSED = (".gz", ".zst", ".bz2")
@@ -40,14 +41,18 @@ def list_files(corpus: DatasetCorpus) -> list[CorpusFile]:
     """Every file of the corpus, sorted by name; those whose name begins with a dot are no corpus.
 
     Raises:
-        InputError: There is nothing there, or no file of a known kind.
+        InputError: There is nothing there, or no file of a known kind; its store cannot be reached;
+            or the path carries credentials.
     """
     path, wanted = corpus.path, corpus.format
+    refuse_secrets(path)
     if wanted == "hub" or path.startswith(HUB):
         name = path.removeprefix(HUB)
         return [CorpusFile(path=name, name=name, format="hub")]
     base, query = _without_query(path)
     folder, pattern = _folder_and_pattern(base)
+    if folder.endswith("://"):  # all that the account owns would be listed
+        raise InputError(f"corpus.path={path}: a pattern cannot stand for a bucket; name one")
     system, inside = open_filesystem(folder + query)
     kind = _listed(path, system, inside)
     if kind is pafs.FileType.File and not pattern:
@@ -55,6 +60,11 @@ def list_files(corpus: DatasetCorpus) -> list[CorpusFile]:
         return [CorpusFile(path=base + query, name=name, format=_format_of(path, name, wanted))]
     names = _names_below(path, system, inside, pattern)
     if not pattern and (wanted == "saved" or any(mark in names for mark in SAVED_MARKS)):
+        if not isinstance(system, pafs.LocalFileSystem):
+            raise InputError(
+                f"corpus.path={path}: a saved dataset on an object store; give its files as "
+                f"{base.rstrip('/')}/*.arrow, with the split's folder where there is one"
+            )
         return [CorpusFile(path=base, name=corpus.split, format="saved")]
     files = [
         CorpusFile(path=_joined(folder, name, query), name=name, format=known)
@@ -72,8 +82,10 @@ def list_files(corpus: DatasetCorpus) -> list[CorpusFile]:
 def corpus_fingerprint(corpus: DatasetCorpus) -> str:
     """Identity of the corpus's content: of its bytes, or beyond 4 GiB of names, sizes and times.
 
+    On an object store it is of names, sizes and the hashes that the store keeps.
+
     Raises:
-        InputError: There is nothing at `corpus.path`.
+        InputError: There is nothing at `corpus.path`, or its store cannot be reached.
     """
     digest = hashlib.sha256()
     for file in list_files(corpus):
@@ -83,28 +95,23 @@ def corpus_fingerprint(corpus: DatasetCorpus) -> str:
             dataset = open_dataset(file.path, file.format, corpus.split)
             digest.update(dataset._fingerprint.encode())  # noqa: SLF001
             continue
-        system, inside = open_filesystem(file.path)
-        info = system.get_file_info(inside)
-        digest.update(f"{info.size} ".encode())
-        if isinstance(system, pafs.LocalFileSystem) and info.size <= HASHED_BYTES:
-            digest.update(_content_hash(Path(inside)))
-        else:
-            digest.update(f"{file.name} {info.mtime_ns} ".encode())
+        try:
+            digest.update(_identity(file))
+        except OSError as error:
+            raise InputError(
+                f"corpus.path={file.path}: cannot be looked at{because(file.path, error)}"
+            ) from error
     return digest.hexdigest()[:20]
 
 
-def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that `path` is on, and its name there.
-
-    Raises:
-        InputError: Its scheme is none that pyarrow knows.
-    """
-    if "://" not in path:
-        return pafs.LocalFileSystem(), str(Path(path).expanduser())
-    try:
-        return pafs.FileSystem.from_uri(path)
-    except (ValueError, OSError) as error:
-        raise InputError(f"corpus.path={path}: cannot be opened ({error})") from error
+def _identity(file: CorpusFile) -> bytes:
+    system, inside = open_filesystem(file.path)
+    if not isinstance(system, pafs.LocalFileSystem):
+        return f"{file.name} {content_mark(system, inside)} ".encode()
+    info = system.get_file_info(inside)
+    if info.size <= HASHED_BYTES:
+        return f"{info.size} ".encode() + _content_hash(Path(inside))
+    return f"{info.size} {file.name} {info.mtime_ns} ".encode()
 
 
 def _content_hash(file: Path) -> bytes:
@@ -136,8 +143,15 @@ def _listed(path: str, system: pafs.FileSystem, inside: str) -> pafs.FileType:
     try:
         kind = system.get_file_info(inside).type
     except OSError as error:
-        raise InputError(f"corpus.path={path}: cannot be looked at ({error})") from error
+        raise InputError(
+            f"corpus.path={path}: cannot be looked at{because(path, error)}"
+        ) from error
     if kind is pafs.FileType.NotFound:
+        if not isinstance(system, pafs.LocalFileSystem):
+            raise InputError(
+                f"corpus.path={path}: no such bucket, file or folder; check the names and, where "
+                "the store is not the provider's own, endpoint_override= in the URI"
+            )
         raise InputError(
             f"corpus.path={path}: no such file or folder; give a file, a folder, a pattern, an "
             f"s3:// or gs:// URI, or {HUB}NAME"
@@ -151,7 +165,7 @@ def _names_below(path: str, system: pafs.FileSystem, inside: str, pattern: str) 
     try:
         found = system.get_file_info(pafs.FileSelector(inside, recursive=deep))
     except OSError as error:
-        raise InputError(f"corpus.path={path}: cannot be listed ({error})") from error
+        raise InputError(f"corpus.path={path}: cannot be listed{because(path, error)}") from error
     names = (each.path[len(inside) :].lstrip("/") for each in found if each.is_file)
     wanted = pattern.split("/") if pattern else ["**"]
     return sorted(

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pear_ray.config.corpus import DatasetCorpus
-from pear_ray.corpus.files import COMPRESSED, CorpusFile, list_files, open_filesystem
+from pear_ray.corpus.files import COMPRESSED, CorpusFile, list_files
+from pear_ray.corpus.stores import open_filesystem
 
 _READ_BYTES = 8 * 2**20
 _NEWLINE = 10

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pear_ray.corpus.files import open_filesystem
 from pear_ray.corpus.parts import Part
 from pear_ray.corpus.rows import BadRow, Reason
+from pear_ray.corpus.stores import open_filesystem
 
 ROWS_PER_READ = 512
 READ_BYTES = 2**20

@@ -209,6 +209,15 @@ def test_an_object_store(refused: Callable[..., str]) -> None:
     assert "output_dir='s3://bucket'" in refused("output_dir=s3://bucket")
 
 
+def test_credentials_in_the_corpus_path_are_neither_kept_nor_shown(
+    refused: Callable[..., str],
+) -> None:
+    for path in ("s3://AKIA:hid/den@rows/a.jsonl", "s3://rows/*?secret_key=hid/den&region=x"):
+        message = refused(f"corpus.path={path}")
+        assert message.startswith("InputError: corpus.path=s3://...: carries credentials (")
+        assert "hid" not in message
+
+
 def test_weights_that_need_what_an_alignment_has_not(refused: Callable[..., str]) -> None:
     assert "models.align=bytes has one per span only" in refused("models.align=bytes")
     message = refused("sft.weights={kind: pear, level: span}")
