@@ -47,7 +47,7 @@ def list_files(corpus: DatasetCorpus) -> list[CorpusFile]:
     path, wanted = corpus.path, corpus.format
     refuse_secrets(path)
     if wanted == "hub" or path.startswith(HUB):
-        name = path.removeprefix(HUB)
+        name = _hub_name(path)
         return [CorpusFile(path=name, name=name, format="hub")]
     base, query = _without_query(path)
     folder, pattern = _folder_and_pattern(base)
@@ -120,6 +120,23 @@ def _content_hash(file: Path) -> bytes:
             return hashlib.file_digest(stream, "sha256").digest()
     except OSError as error:  # preparing names it; once it can be read the corpus is another
         return f"unreadable: {error.errno}".encode()
+
+
+def _hub_name(path: str) -> str:
+    name = path.removeprefix(HUB)
+    if not re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", name, flags=re.ASCII):
+        raise InputError(
+            f"corpus.path={path}: {name!r} names no dataset of the hub; give {HUB}USER/NAME"
+        )
+    if Path(name).exists():  # `datasets` would read it, and not what the hub has
+        raise InputError(
+            f"corpus.path={path}: {name} is here as well ({Path(name).absolute()}); give it "
+            f"without {HUB}, or start from another folder"
+        )
+    from pear_ray.corpus.saved import reach_hub  # noqa: PLC0415 - seconds, and seldom wanted
+
+    reach_hub(name)
+    return name
 
 
 def _without_query(path: str) -> tuple[str, str]:
