@@ -27,12 +27,13 @@ def main() -> int:
     if uv is None:
         print("lock: uv is not installed; mend: pip install uv", file=sys.stderr)
         return 1
-    overrides = REQUIREMENTS / "cpu-overrides.txt"
+    overrides = ["--override", str(REQUIREMENTS / "overrides.txt")]
+    cpu_overrides = ["--override", str(REQUIREMENTS / "cpu-overrides.txt")]
     wheels = os.environ.pop("UV_FIND_LINKS", None)  # left there, it would put CPU torch in gpu.txt
     torch_index = ["--find-links", wheels] if wheels else ["--torch-backend", "cpu"]
     for name, options in {
-        "cpu": ["--override", str(overrides), *torch_index],
-        "gpu": [],
+        "cpu": [*overrides, *cpu_overrides, *torch_index],
+        "gpu": overrides,
     }.items():
         pins = narrowed(resolved(uv, name, options), MACHINES[name])
         header = f"# Written by `make lock` from pyproject.toml (extras {name}, "
