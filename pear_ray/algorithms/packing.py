@@ -1,5 +1,6 @@
 """Which rows go together: microbatches of like length, and a fair share for each rank."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,11 +8,21 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 
-def length_sorted_microbatches(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
-    """Row indices per microbatch, longest rows first, each costing at most `max_tokens`.
+def length_sorted_microbatches(
+    lengths: Sequence[int], *, max_tokens: int, overhead_tokens: int
+) -> list[list[int]]:
+    """Row indices per microbatch, longest rows first, each of at most `max_tokens`, padded.
 
-    The cost is the padded one, rows times longest row. Every row appears exactly once and the
-    result depends on `lengths` alone. The longest row comes first, so memory peaks at the start.
+    Of all ways to cut the sorted rows, the one that computes least: padded tokens (rows times
+    longest row), and `overhead_tokens` for each microbatch. Every row appears exactly once and the
+    result depends on the arguments alone. The longest row comes first, so memory peaks at the
+    start.
+
+    Args:
+        lengths: Tokens per row.
+        max_tokens: Most padded tokens of a microbatch.
+        overhead_tokens: What a microbatch costs besides, as tokens; a large number gives as few
+            microbatches as there can be.
 
     Raises:
         ValueError: A row alone is longer than `max_tokens`, or a length is negative.
@@ -22,14 +33,23 @@ def length_sorted_microbatches(lengths: Sequence[int], *, max_tokens: int) -> li
                 f"row {row} has {length} tokens, not 0 to max_tokens={max_tokens}; raise "
                 "max_tokens, or leave the row out before training"
             )
+    order = _longest_first(lengths)
+    cheapest, begins = [0], [0]  # of the first n rows: the cost, and where their last cut is
+    for end in range(1, len(order) + 1):
+        cost, begin = math.inf, end - 1
+        for first in range(end - 1, -1, -1):
+            padded = (end - first) * lengths[order[first]]
+            if padded > max_tokens:
+                break
+            if cheapest[first] + padded + overhead_tokens <= cost:
+                cost, begin = cheapest[first] + padded + overhead_tokens, first
+        cheapest.append(int(cost))
+        begins.append(begin)
     microbatches: list[list[int]] = []
-    longest = 0
-    for row in _longest_first(lengths):
-        if microbatches and (len(microbatches[-1]) + 1) * longest <= max_tokens:
-            microbatches[-1].append(row)
-        else:
-            microbatches.append([row])
-            longest = lengths[row]
+    end = len(order)
+    while end:
+        microbatches.insert(0, order[begins[end] : end])
+        end = begins[end]
     return microbatches
 
 

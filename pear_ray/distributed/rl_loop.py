@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from pear_ray.algorithms import advantages, mismatch, weight_health
-from pear_ray.algorithms.packing import length_sorted_microbatches
 from pear_ray.algorithms.policy_losses import clipped_surrogate
 from pear_ray.algorithms.reduce import loss_numerator
 from pear_ray.distributed.capacity import engine_spec
@@ -25,7 +24,7 @@ from pear_ray.distributed.train_group import (
     stop_wished,
 )
 from pear_ray.engines import weights
-from pear_ray.engines.batches import Row, collate
+from pear_ray.engines.batches import Row, collate, plan_microbatches
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import load_policy, shard
@@ -228,8 +227,10 @@ class GrpoWorker:
         """One optimizer step on the rollouts of all ranks; this rank's sums."""
         rows = self._rows(groups)
         loss_tokens = sum(sum(row.loss_mask) for row in rows)
-        batches = length_sorted_microbatches(
-            [len(row.token_ids) for row in rows], max_tokens=self.config.microbatch_tokens
+        batches = plan_microbatches(
+            [len(row.token_ids) for row in rows],
+            max_tokens=self.config.microbatch_tokens,
+            device=self.device,
         )
         shares = gather_over_ranks({"tokens": loss_tokens, "batches": len(batches)})
         sums: dict[str, float] = {}

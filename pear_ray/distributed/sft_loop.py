@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from pear_ray.algorithms import weight_health
-from pear_ray.algorithms.packing import length_sorted_microbatches
 from pear_ray.algorithms.pear import PearWeights
 from pear_ray.algorithms.talr import batch_tau, sequence_mean_losses
 from pear_ray.artifacts.tables import WEIGHT_SAMPLES, write_rows
@@ -37,7 +36,7 @@ from pear_ray.distributed.train_group import (
     stop_wished,
 )
 from pear_ray.engines.backends import make_trainer
-from pear_ray.engines.batches import TokenBatch
+from pear_ray.engines.batches import TokenBatch, plan_microbatches
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import vocab_size
 from pear_ray.engines.trainer import gather_over_ranks
@@ -231,8 +230,10 @@ class SftWorker:
 
     def _microbatches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         """`rows` in microbatches: on every rank as many as on the rank with the most."""
-        groups = length_sorted_microbatches(
-            [len(row["token_ids"]) for row in rows], max_tokens=self.config.microbatch_tokens
+        groups = plan_microbatches(
+            [len(row["token_ids"]) for row in rows],
+            max_tokens=self.config.microbatch_tokens,
+            device=self.device,
         )
         most = max(int(each["n"]) for each in gather_over_ranks({"n": len(groups)}))
         mine = [[rows[index] for index in group] for group in groups]

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from pear_ray.algorithms.packing import length_sorted_microbatches
+
+# What one more microbatch costs: on a CPU little beside its matrix products, so rows of other
+# lengths go apart rather than being padded; a GPU wants them full.
+OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -57,6 +63,14 @@ class TokenBatch:
     def num_loss_tokens(self) -> int:
         """Loss tokens in the batch."""
         return self.chosen_ids.numel()
+
+
+def plan_microbatches(
+    lengths: Sequence[int], *, max_tokens: int, device: torch.device
+) -> list[list[int]]:
+    """Which rows go together, so that the device wastes least; see `length_sorted_microbatches`."""
+    overhead = OVERHEAD_TOKENS[device.type]
+    return length_sorted_microbatches(lengths, max_tokens=max_tokens, overhead_tokens=overhead)
 
 
 def collate(

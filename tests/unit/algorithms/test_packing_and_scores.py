@@ -1,5 +1,6 @@
 """Packing plans and pass@k, by hand and by invariance."""
 
+import functools
 import itertools
 import math
 
@@ -18,16 +19,42 @@ LENGTHS = st.lists(st.integers(0, 50), max_size=40)
 def test_microbatches_by_hand():
     # 9 alone (2 x 9 > 12); 5 and 4 cost 2 x 5 = 10; the rest cost 4 x 3 = 12.
     lengths = [3, 9, 1, 5, 3, 4, 2]
-    assert length_sorted_microbatches(lengths, max_tokens=12) == [[1], [3, 5], [0, 4, 6, 2]]
-    assert length_sorted_microbatches([], max_tokens=12) == []
+    few = functools.partial(length_sorted_microbatches, max_tokens=12, overhead_tokens=1000)
+    assert few(lengths) == [[1], [3, 5], [0, 4, 6, 2]]
+    assert few([]) == []
     with pytest.raises(ValueError, match="row 1 has 9 tokens"):
-        length_sorted_microbatches(lengths, max_tokens=8)
+        length_sorted_microbatches(lengths, max_tokens=8, overhead_tokens=1000)
+    # Nothing lost to padding where a microbatch costs nothing; at 2 tokens each, 3 3 2 1 as 3 3 and
+    # 2 1 costs 6 + 4 + 4, all together 12 + 2, and the fewer are taken of what costs the same.
+    free = length_sorted_microbatches(lengths, max_tokens=12, overhead_tokens=0)
+    assert free == [[1], [3], [5], [0, 4], [6], [2]]
+    cheap = length_sorted_microbatches([3, 3, 2, 1], max_tokens=12, overhead_tokens=2)
+    assert cheap == [[0, 1, 2, 3]]
+
+
+@QUICK
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(0, 6))
+def test_no_way_to_cut_the_rows_is_cheaper(lengths, overhead):
+    def cost(groups):
+        padded = [len(group) * max(group) for group in groups]
+        return math.inf if max(padded) > 20 else sum(padded) + overhead * len(groups)
+
+    plan = length_sorted_microbatches(lengths, max_tokens=20, overhead_tokens=overhead)
+    found = cost([[lengths[row] for row in rows] for rows in plan])
+    rows = sorted(lengths, reverse=True)
+    cuts = itertools.chain.from_iterable(
+        itertools.combinations(range(1, len(rows)), count) for count in range(len(rows))
+    )
+    best = min(
+        cost([rows[a:b] for a, b in itertools.pairwise([0, *cut, len(rows)])]) for cut in cuts
+    )
+    assert found == best
 
 
 @QUICK
 @given(LENGTHS, st.integers(50, 200))
 def test_microbatches_hold_every_row_once_within_budget(lengths, max_tokens):
-    plan = length_sorted_microbatches(lengths, max_tokens=max_tokens)
+    plan = length_sorted_microbatches(lengths, max_tokens=max_tokens, overhead_tokens=7)
     assert sorted(itertools.chain(*plan)) == list(range(len(lengths)))
     for rows in plan:
         assert len(rows) * max(lengths[row] for row in rows) <= max_tokens
