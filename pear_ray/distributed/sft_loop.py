@@ -173,13 +173,21 @@ class SftWorker:
     ) -> dict[str, float]:
         """Forward and backward of the microbatches; the sums over them and all ranks."""
         sums: dict[str, float] = {}
+        kept: list[dict[str, Any]] = []
         tau = self._tau(microbatches)
         for number, rows in enumerate(microbatches, start=1):
             with self.trainer.microbatch(last=number == len(microbatches)):
                 terms, batch = self._microbatch(rows, tau)
             sums = weight_health.merge(sums, terms.sums)
-            if keep_weights_of is not None:
-                self._keep_weights(keep_weights_of, rows, batch, terms.weights)
+            if keep_weights_of is not None and rows:
+                # A share of each: the first microbatches have the longest rows.
+                samples = _weight_samples(keep_weights_of, rows, batch, terms.weights)
+                kept += samples[: SAMPLED_TOKENS // len(microbatches)]
+        if kept:
+            folder = self.stage_dir / "weight_samples"
+            folder.mkdir(exist_ok=True)
+            file = folder / f"step-{kept[0]['step']:06d}.parquet"
+            write_rows(file, kept, WEIGHT_SAMPLES)
         sums["max/stop"] = float(stop_wished(self.stage_dir))
         return functools.reduce(weight_health.merge, gather_over_ranks(sums))
 
@@ -298,32 +306,30 @@ class SftWorker:
         last = self.num_steps - 1
         return step in {round(last * k / (NUM_SAMPLED_STEPS - 1)) for k in range(NUM_SAMPLED_STEPS)}
 
-    def _keep_weights(
-        self, step: int, rows: list[dict[str, Any]], batch: TokenBatch, weights: PearWeights
-    ) -> None:
-        """Write log-ratios and weights of this rank's tokens, for the report."""
-        counts = torch.bincount(batch.sequence_ids, minlength=len(rows))
-        left = torch.cat([torch.arange(int(count) - 1, -1, -1) for count in counts])
-        columns = zip(
-            batch.sequence_ids.tolist(),
-            left.tolist(),
-            weights.log_ratios.tolist(),
-            weights.weights.tolist(),
-            strict=True,
-        )
-        kept = [
-            {
-                "step": step + 1,
-                "example_id": rows[row]["example_id"],
-                "tokens_left": tokens_left,
-                "log_ratio": log_ratio,
-                "weight": weight,
-            }
-            for row, tokens_left, log_ratio, weight in columns
-        ][:SAMPLED_TOKENS]
-        folder = self.stage_dir / "weight_samples"
-        folder.mkdir(exist_ok=True)
-        write_rows(folder / f"step-{step + 1:06d}.parquet", kept, WEIGHT_SAMPLES)
+
+def _weight_samples(
+    step: int, rows: Sequence[dict[str, Any]], batch: TokenBatch, weights: PearWeights
+) -> list[dict[str, Any]]:
+    """Log-ratio and weight of each loss token of a microbatch, for the report."""
+    counts = torch.bincount(batch.sequence_ids, minlength=len(rows))
+    left = torch.cat([torch.arange(int(count) - 1, -1, -1) for count in counts])
+    columns = zip(
+        batch.sequence_ids.tolist(),
+        left.tolist(),
+        weights.log_ratios.tolist(),
+        weights.weights.tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "step": step + 1,
+            "example_id": rows[row]["example_id"],
+            "tokens_left": tokens_left,
+            "log_ratio": log_ratio,
+            "weight": weight,
+        }
+        for row, tokens_left, log_ratio, weight in columns
+    ]
 
 
 def _metrics(sums: dict[str, float]) -> dict[str, float]:

@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,6 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pear_ray.artifacts.tables import CORPUS, QUARANTINE, read_table
 from pear_ray.config.corpus import DatasetCorpus
@@ -28,12 +31,31 @@ BAD_LINE = "{not json"
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The address of an S3 server in a thread."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
+    """The address of an S3 server in a process of its own.
+
+    Of its own because it brings Flask, whose proxies fail when vLLM, starting later in this
+    process, looks at all that is loaded.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    moto = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert moto.poll() is None, "the S3 server ended at once"
+            assert time.monotonic() < deadline, "the S3 server did not start"
+            time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    moto.terminate()
+    moto.wait()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pear_ray.artifacts.tables import SCORED, SCORED_TOP, read_table, write_rows
+from pear_ray.artifacts.tables import SCORED, SCORED_TOP, WEIGHT_SAMPLES, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.sft_loop import SftWorker, TrainJob
 from pear_ray.embedded.paths import embedded_path
@@ -156,6 +156,18 @@ def test_the_ratio_of_the_average(process_group: None, scored: Path) -> None:
     lag = rows["ema"][1]["sft/log_ratio/mean"] - rows["live"][1]["sft/log_ratio/mean"]
     assert lag < -1e-3  # the policy has learnt its rows; the average only half as much
     assert rows["live"][1]["sft/nll"] == pytest.approx(rows["ema"][1]["sft/nll"], rel=1e-6)
+
+
+def test_a_rank_without_rows_in_a_microbatch_keeps_weights_all_the_same(
+    process_group: None, scored: Path
+) -> None:
+    """The first step's weights are kept for the report; another rank may have more microbatches."""
+    worker = SftWorker(job(run_config(scored), scored, "sft"))
+    mine = worker._microbatches(worker._my_rows(0))
+    worker._accumulate([*mine, []], keep_weights_of=0)
+    kept = read_table(scored / "sft" / "weight_samples", WEIGHT_SAMPLES)
+    ids = {row["example_id"] for rows in mine for row in rows}
+    assert set(kept["example_id"].to_pylist()) == ids  # of every microbatch
 
 
 def test_rows_kept_out_of_training_are_looked_at(process_group: None, scored: Path) -> None:
