@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+CPU_BATCHED_TOKENS = 4096  # bounds the logits of one prefill
+GATHERED_BYTES = 256 * 2**20  # of layers held whole at once: little beside any GPU, much on gloo
+MAX_NUM_SEQS = 256  # decoded at once
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
@@ -27,7 +31,7 @@ class EngineSpec:
     max_model_len: int
     device: str = "cpu"
     gpu_memory_fraction: float = 0.85
-    max_num_seqs: int = 256
+    max_num_seqs: int = MAX_NUM_SEQS
     seed: int = 0
     chunk_tokens: int | None = None
     max_top_k: int = 0

@@ -32,10 +32,10 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from pear_ray.engines.policy import Policy
+from pear_ray.engines.vllm.spec import GATHERED_BYTES
 from pear_ray.errors import WeightSyncError
 
 BACKEND = "in_process"
-GATHERED_BYTES = 256 * 2**20  # of layers held whole at once: little beside any GPU, much on gloo
 
 
 @dataclass
