@@ -1,0 +1,161 @@
+"""What a training microbatch keeps for its backward pass, tensor by tensor as autograd saves it.
+
+Counted from transformers' Llama-like layers with `attn_implementation="sdpa"`, and checked in tests
+against what autograd saves. `bytes_each` is the size of a number in the computation: 4 in float32,
+2 in bfloat16. Norms compute in float32 whatever it is.
+"""
+
+from dataclasses import dataclass
+
+from pear_ray.memory.items import Item
+from pear_ray.memory.model_shape import ModelShape
+
+FLOAT32_BYTES = 4
+LARGE_BLOCK_BYTES = 32 * 2**20  # from here on glibc's malloc never keeps a freed block
+# Keep in step with `chunk_tokens` of algorithms.logprobs, which this layer cannot import (torch);
+# a test compares them.
+LOGPROB_CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """The largest microbatch of a stage.
+
+    Attributes:
+        num_tokens: Padded tokens.
+        width: Longest row of a microbatch of several rows, whose mask is rows x width x width.
+        setting: Dotted key of the setting that bounds `num_tokens`.
+        is_only: Whether a step has one microbatch, so that no gradients are there before it.
+    """
+
+    num_tokens: int
+    width: int
+    setting: str
+    is_only: bool = False
+
+
+def largest_microbatch(
+    *, microbatch_tokens: int, max_model_len: int, num_rows: int, setting: str
+) -> Microbatch:
+    """The most that `length_sorted_microbatches` can put together of `num_rows` rows.
+
+    The longest rows make the widest mask, if two of them fit together: one row alone needs no
+    padding, and SDPA then takes no mask.
+    """
+    all_tokens = num_rows * max_model_len
+    num_tokens = min(max(microbatch_tokens, 1), all_tokens)
+    return Microbatch(
+        num_tokens=num_tokens,
+        width=min(max_model_len, num_tokens // 2) if num_rows > 1 else 0,
+        setting=setting,
+        is_only=all_tokens <= microbatch_tokens,
+    )
+
+
+def layer_tensors(shape: ModelShape, *, bytes_each: int, width: int) -> list[int]:
+    """Bytes per token of each tensor that one decoder layer saves.
+
+    Norms save their float32 input, its inverse root mean square and the normed values; what goes
+    into a matrix product is saved as well. With a mask SDPA gets keys and values repeated for every
+    query head, and its own copy of the mask in numbers, one row of it per token; it saves its
+    output and one float32 log-sum-exp per head.
+    """
+    # Without a mask only grouped keys and values are kept.
+    keys = shape.query_size if width else shape.key_size
+    normed = FLOAT32_BYTES if shape.has_float32_norms else bytes_each
+    norms = [shape.hidden_size] * shape.num_norms
+    if shape.has_qk_norm:
+        norms += [shape.query_size, shape.key_size]
+    return [
+        *(size for norm in norms for size in (FLOAT32_BYTES * norm, normed * norm)),
+        *[bytes_each * shape.hidden_size] * 2,  # into the products of attention and MLP
+        *[bytes_each * shape.query_size] * 2,  # queries, attention's output
+        *[bytes_each * keys] * 2,
+        *[bytes_each * shape.intermediate_size] * 4,  # gate, its activation, up, their product
+        bytes_each * width,
+        FLOAT32_BYTES * _numbers_per_token(shape),
+    ]
+
+
+def layer_bytes_per_token(shape: ModelShape, *, bytes_each: int, width: int) -> int:
+    """Bytes that one decoder layer saves per token of a padded microbatch."""
+    return sum(layer_tensors(shape, bytes_each=bytes_each, width=width))
+
+
+def small_block_bytes(shape: ModelShape, batch: Microbatch, *, bytes_each: int) -> int:
+    """Of what all layers save for a microbatch, the bytes in tensors that glibc's heap holds."""
+    sizes = layer_tensors(shape, bytes_each=bytes_each, width=batch.width)
+    tokens = batch.num_tokens
+    return shape.num_layers * sum(
+        size * tokens for size in sizes if size * tokens < LARGE_BLOCK_BYTES
+    )
+
+
+def saved_activations(
+    shape: ModelShape, batch: Microbatch, *, bytes_each: int, checkpointing: bool = False
+) -> list[Item]:
+    """What the decoder and the gathering of its predicting states keep until backward.
+
+    Args:
+        shape: The model.
+        batch: The microbatch.
+        bytes_each: Bytes of a number in the computation.
+        checkpointing: Layers keep their input alone, and are computed again one at a time.
+    """
+    tokens, hidden = batch.num_tokens, shape.hidden_size
+    per_layer = layer_bytes_per_token(shape, bytes_each=bytes_each, width=batch.width)
+    last = hidden * (_norm_bytes(shape, bytes_each=bytes_each) + bytes_each) + FLOAT32_BYTES
+    items = [
+        Item(
+            name="activations of the last norm and the predicting states",
+            num_bytes=tokens * last,
+            formula=f"{last:,} bytes x {tokens:,} tokens",
+            setting=batch.setting,
+        )
+    ]
+    if not checkpointing:
+        return [
+            Item(
+                name="activations of the layers",
+                num_bytes=shape.num_layers * per_layer * tokens,
+                formula=f"{per_layer:,} bytes x {tokens:,} tokens x {shape.num_layers} layers",
+                setting=batch.setting,
+            ),
+            *items,
+        ]
+    return [
+        Item(
+            name="inputs of the layers",
+            num_bytes=shape.num_layers * hidden * bytes_each * tokens,
+            formula=f"{hidden * bytes_each:,} bytes x {tokens:,} tokens "
+            f"x {shape.num_layers} layers",
+            setting=batch.setting,
+        ),
+        *items,
+    ]
+
+
+def layer_gradient_activations(shape: ModelShape, batch: Microbatch, *, bytes_each: int) -> Item:
+    """Gradients of activations inside a layer, at their most: in its MLP.
+
+    The product of gate and up has just been let go of, and gradients of it and of its two factors
+    are there, beside those of the layer's output and of its residual stream.
+    """
+    per_token = (2 * shape.intermediate_size + 2 * shape.hidden_size) * bytes_each
+    return Item(
+        name="gradients inside a layer",
+        num_bytes=per_token * batch.num_tokens,
+        formula=f"{per_token:,} bytes x {batch.num_tokens:,} tokens",
+        setting=batch.setting,
+    )
+
+
+def _norm_bytes(shape: ModelShape, *, bytes_each: int) -> int:
+    """Bytes per element that a norm saves: its float32 input, and the normed values."""
+    return FLOAT32_BYTES + (FLOAT32_BYTES if shape.has_float32_norms else bytes_each)
+
+
+def _numbers_per_token(shape: ModelShape) -> int:
+    """A log-sum-exp per query head, and an inverse root mean square per norm and normed head."""
+    normed_heads = shape.num_heads + shape.num_key_value_heads if shape.has_qk_norm else 0
+    return shape.num_heads + shape.num_norms + normed_heads
