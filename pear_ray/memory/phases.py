@@ -1,0 +1,320 @@
+"""A run's phases: who is on a device at the same time, and what it has."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pear_ray.config.corpus import SampledCorpus
+from pear_ray.config.problems import RewardConfig
+from pear_ray.config.run import RunConfig
+from pear_ray.engines.vllm.spec import GATHERED_BYTES, MAX_NUM_SEQS
+from pear_ray.memory.activations import (
+    FLOAT32_BYTES,
+    LARGE_BLOCK_BYTES,
+    largest_microbatch,
+    small_block_bytes,
+)
+from pear_ray.memory.engine import (
+    EnginePlan,
+    engine_reload,
+    engine_resident,
+    engine_sampling,
+    engine_scoring,
+    engine_shortage,
+)
+from pear_ray.memory.items import GIB, Item, Moment, Phase, beside, moment
+from pear_ray.memory.model_shape import ModelShape, read_shape
+from pear_ray.memory.training import (
+    TrainerPlan,
+    gathered_root,
+    trainer_moments,
+    trainer_state,
+)
+
+MIB = 2**20
+# Measured by benchmarks/plan.py (figures beginning with "process"), with room for how they vary.
+PROCESS_BYTES = {"sft": 520 * MIB, "engine": 640 * MIB, "rl": 740 * MIB}
+VERIFIER_BYTES = 140 * MIB
+DRIVER_AND_RAY_BYTES = 1400 * MIB
+# Shares by which measured peaks on CPU were above the plan (benchmarks/results/plan.json), rounded
+# up: of an engine without its KV cache; of a trainer's tensors of less than 32 MiB, which glibc's
+# heap holds, with gaps; of its larger ones. Parameters and moments stay where they are.
+ENGINE_SLACK = 0.2
+HEAP_SLACK = 0.85
+LARGE_BLOCK_SLACK = 0.1
+CUDA_NOTE = "not measured on a GPU: the CUDA context, NCCL's buffers and fragmentation come on top"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShapes:
+    """Shapes of the run's models; behavior models by source (`*`: any)."""
+
+    policy: ModelShape
+    behavior: Mapping[str, ModelShape]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What there is, as far as it is known.
+
+    Attributes:
+        device_bytes: Memory of one GPU, or on CPU one worker's share; None where nobody said.
+        host_bytes: Memory of this machine, whose CPUs a local run shares out.
+    """
+
+    device_bytes: int | None
+    host_bytes: int
+
+
+def read_shapes(policy: Path, behavior: Mapping[str, Path]) -> ModelShapes:
+    """The shapes of the models in these folders.
+
+    Raises:
+        InputError: As `read_shape`.
+    """
+    return ModelShapes(
+        policy=read_shape(policy),
+        behavior={source: read_shape(folder) for source, folder in behavior.items()},
+    )
+
+
+def plan_phases(
+    config: RunConfig, models: ModelShapes, memory: Memory, *, checkpointing: bool = False
+) -> list[Phase]:
+    """The memory of every stage that computes with a model, in the run's order.
+
+    Args:
+        config: The run.
+        models: Its models' shapes.
+        memory: What there is.
+        checkpointing: As if layers were computed again in backward (no setting of a run yet).
+    """
+    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
+    phases = [
+        _score(config, largest, memory),
+        _sft(config, models.policy, memory, checkpointing=checkpointing),
+        _rl(config, models.policy, memory, checkpointing=checkpointing),
+        _evaluate(config, models.policy, memory),
+    ]
+    if isinstance(config.corpus, SampledCorpus):
+        return [_collect(config, config.corpus, largest, memory), *phases]
+    return phases
+
+
+def _collect(config: RunConfig, corpus: SampledCorpus, shape: ModelShape, memory: Memory) -> Phase:
+    engine = _engine(config, shape, memory, num_sequences=MAX_NUM_SEQS)
+    moments = beside(engine_sampling(engine), engine_resident(engine))
+    return _engine_phase("collect", config, engine, memory, moments, corpus.rewards)
+
+
+def _score(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
+    engine = _engine(
+        config,
+        shape,
+        memory,
+        chunk_tokens=config.score.chunk_tokens,
+        num_sequences=config.score.rows_per_block,
+    )
+    moments = beside(engine_scoring(engine), engine_resident(engine))
+    return _engine_phase("score", config, engine, memory, moments)
+
+
+def _evaluate(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
+    engine = _engine(config, shape, memory)
+    resident, total = engine_resident(engine), shape.num_parameters
+    whole = Item(
+        name="checkpoint while it is loaded",
+        # transformers loads it into the host's memory, wherever the engine computes.
+        num_bytes=FLOAT32_BYTES * total if config.cluster.device == "cpu" else 0,
+        formula=f"{FLOAT32_BYTES} bytes x {total:,} parameters, beside the engine's own",
+    )
+    moments = (
+        moment("loading a checkpoint", resident, [whole], engine_reload(engine)),
+        *beside(engine_sampling(engine), resident),
+    )
+    return _engine_phase("evaluate", config, engine, memory, moments, config.evaluate.rewards)
+
+
+def _engine_phase(
+    name: str,
+    config: RunConfig,
+    engine: EnginePlan,
+    memory: Memory,
+    moments: tuple[Moment, ...],
+    rewards: RewardConfig | None = None,
+) -> Phase:
+    """A stage of `cluster.num_samplers` engines; its verifiers, if any, are beside the driver."""
+    cluster = config.cluster
+    verifiers = rewards.num_processes * VERIFIER_BYTES if rewards else 0
+    if cluster.device == "cuda" and engine.device_bytes is not None:
+        moments = (moment("the engine", engine_resident(engine)),)  # passes are inside its share
+    return Phase(
+        name=name,
+        num_workers=cluster.num_samplers,
+        moments=beside(moments, _process(config, "engine")),
+        available_bytes=_available(config, memory, cluster.num_samplers, beside_them=verifiers),
+        shortage=engine_shortage(engine),
+        slack_bytes=engine_slack(engine, moments),
+        notes=_notes(config, engine.shape),
+    )
+
+
+def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: bool) -> Phase:
+    trainer = TrainerPlan(
+        shape=shape,
+        num_trainers=config.cluster.num_trainers,
+        batch=largest_microbatch(
+            microbatch_tokens=config.sft.microbatch_tokens,
+            max_model_len=config.models.max_model_len,
+            num_rows=config.sft.global_batch_size // config.cluster.num_trainers,
+            setting="sft.microbatch_tokens",
+        ),
+        device=config.cluster.device,
+        dtype=config.models.dtype,
+        checkpointing=checkpointing,
+    )
+    return Phase(
+        name="sft",
+        num_workers=config.cluster.num_trainers,
+        moments=beside(trainer_moments(trainer), _process(config, "sft")),
+        available_bytes=_available(config, memory, config.cluster.num_trainers),
+        slack_bytes=trainer_slack(trainer),
+        notes=_notes(config, shape),
+    )
+
+
+def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: bool) -> Phase:
+    """Trainer and engine in one process, both there all the time."""
+    ranks = config.cluster.num_trainers
+    num_rows = config.rl.prompts_per_step // ranks * config.rl.group_size
+    trainer = TrainerPlan(
+        shape=shape,
+        num_trainers=ranks,
+        batch=largest_microbatch(
+            microbatch_tokens=config.rl.microbatch_tokens,
+            max_model_len=config.models.max_model_len,
+            num_rows=num_rows,
+            setting="rl.microbatch_tokens",
+        ),
+        device=config.cluster.device,
+        dtype=config.models.dtype,
+        checkpointing=checkpointing,
+    )
+    engine = _engine(config, shape, memory, num_sequences=num_rows)
+    between = trainer_state(trainer, gradients=False)
+    sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
+    moments = [*trainer_moments(trainer), sync]
+    if config.cluster.device == "cpu":
+        moments += beside(engine_sampling(engine), between)
+    alone = beside(engine_sampling(engine), engine_resident(engine))
+    resident = [*_process(config, "rl"), *_verifiers(config), *engine_resident(engine)]
+    return Phase(
+        name="rl",
+        num_workers=ranks,
+        moments=beside(moments, resident),
+        available_bytes=_available(config, memory, ranks),
+        shortage=engine_shortage(engine),
+        slack_bytes=trainer_slack(trainer) + engine_slack(engine, alone),
+        notes=_notes(config, shape),
+    )
+
+
+def gathered_for_sync(trainer: TrainerPlan) -> list[Item]:
+    """What a sync holds whole: the root, copied for vLLM, and as many layers as may be ahead."""
+    shape, each = trainer.shape, trainer.bytes_each
+    root = gathered_root(trainer)
+    layers = each * shape.num_layers * shape.layer_parameters
+    ahead = min(layers, max(GATHERED_BYTES, each * shape.layer_parameters))
+    return [
+        root,
+        Item(
+            name="copy of embedding and head for the engine",
+            num_bytes=root.num_bytes,
+            formula=root.formula,
+        ),
+        Item(
+            name="layers gathered ahead",
+            num_bytes=ahead,
+            formula=f"{each} bytes x {shape.layer_parameters:,} parameters of a layer, as many as "
+            f"{GATHERED_BYTES // MIB} MiB hold",
+        ),
+    ]
+
+
+def _engine(
+    config: RunConfig,
+    shape: ModelShape,
+    memory: Memory,
+    *,
+    chunk_tokens: int | None = None,
+    num_sequences: int = MAX_NUM_SEQS,
+) -> EnginePlan:
+    return EnginePlan(
+        shape=shape,
+        dtype=config.models.dtype,
+        device=config.cluster.device,
+        max_model_len=config.models.max_model_len,
+        kv_cache_gib=config.cluster.kv_cache_gib,
+        gpu_memory_fraction=config.cluster.gpu_memory_fraction,
+        device_bytes=memory.device_bytes,
+        chunk_tokens=chunk_tokens,
+        num_sequences=num_sequences,
+    )
+
+
+def _process(config: RunConfig, kind: str) -> list[Item]:
+    """On CPU a worker's code is in the same memory; on CUDA it is in the host's."""
+    size = PROCESS_BYTES[kind] if config.cluster.device == "cpu" else 0
+    return [Item(name="process with its libraries", num_bytes=size, formula="as measured")]
+
+
+def _verifiers(config: RunConfig) -> list[Item]:
+    num = config.rl.rewards.num_processes
+    return [
+        Item(
+            name="verifier processes",
+            num_bytes=num * VERIFIER_BYTES if config.cluster.device == "cpu" else 0,
+            formula=f"{VERIFIER_BYTES // MIB} MiB as measured x {num}",
+            setting="rl.rewards.num_processes",
+        )
+    ]
+
+
+def _available(
+    config: RunConfig, memory: Memory, num_workers: int, *, beside_them: int = 0
+) -> int | None:
+    """What one worker has; on this machine its equal share of what driver and Ray leave."""
+    if memory.device_bytes is not None:
+        return memory.device_bytes
+    if config.cluster.device == "cuda" or config.cluster.address is not None:
+        return None
+    return max(0, memory.host_bytes - DRIVER_AND_RAY_BYTES - beside_them) // num_workers
+
+
+def engine_slack(engine: EnginePlan, moments: Sequence[Moment]) -> int:
+    """Bytes by which an engine with such moments may be above its plan, on CPU."""
+    if engine.device != "cpu":
+        return 0
+    most = max(each.num_bytes for each in moments)
+    return int(ENGINE_SLACK * (most - engine.kv_cache_gib * GIB))
+
+
+def trainer_slack(trainer: TrainerPlan) -> int:
+    """Bytes by which a trainer may be above its plan, on CPU."""
+    if trainer.device != "cpu":
+        return 0
+    shape, batch = trainer.shape, trainer.batch
+    most = max(each.num_bytes for each in trainer_moments(trainer))
+    stays = sum(item.num_bytes for item in trainer_state(trainer, gradients=False))
+    changing = max(0, most - stays)
+    small = small_block_bytes(shape, batch, bytes_each=trainer.bytes_each)
+    # Gradients come in one block per layer.
+    if FLOAT32_BYTES * shape.layer_parameters < LARGE_BLOCK_BYTES:
+        small += FLOAT32_BYTES * shape.num_layers * shape.layer_parameters // trainer.num_trainers
+    small = min(small, changing)
+    return int(HEAP_SLACK * small + LARGE_BLOCK_SLACK * (changing - small))
+
+
+def _notes(config: RunConfig, shape: ModelShape) -> tuple[str, ...]:
+    notes = (shape.estimated,) if shape.estimated else ()
+    return (*notes, CUDA_NOTE) if config.cluster.device == "cuda" else notes

@@ -1,0 +1,230 @@
+"""Who shares a device, what each worker has, and which setting mends what does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pear_ray.config.run import RunConfig, load_run, validate_run
+from pear_ray.embedded.paths import embedded_path
+from pear_ray.memory.items import GIB, Item, Moment, Phase, Verdict, moment, size, summary
+from pear_ray.memory.mend import find_mends, with_settings
+from pear_ray.memory.model_shape import ModelShape
+from pear_ray.memory.phases import (
+    DRIVER_AND_RAY_BYTES,
+    PROCESS_BYTES,
+    VERIFIER_BYTES,
+    Memory,
+    ModelShapes,
+    plan_phases,
+    read_shapes,
+)
+
+DEMO = Path(__file__).parents[3] / "jobs" / "runs" / "demo.yaml"
+# Qwen3-0.6B's shape: large enough for its share and its activations to matter.
+QWEN3 = ModelShape(
+    vocab_size=151936,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_layers=28,
+    num_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    num_norms=2,
+    has_qk_norm=True,
+    has_float32_norms=False,
+    is_tied=True,
+    num_parameters=596_049_920,
+    layer_parameters=15_730_944,
+)
+SHAPES = ModelShapes(policy=QWEN3, behavior={"*": QWEN3})
+
+
+def run(*overrides: str) -> RunConfig:
+    return load_run(DEMO, ["models.max_model_len=2048", *overrides])
+
+
+def phases(
+    config: RunConfig, *, device: int | None = None, host: int = 64 * GIB, **given: Any
+) -> dict[str, Phase]:
+    memory = Memory(device_bytes=device, host_bytes=host)
+    return {each.name: each for each in plan_phases(config, SHAPES, memory, **given)}
+
+
+def names(one: Moment) -> set[str]:
+    return {item.name for item in one.items}
+
+
+def test_every_stage_with_a_model_has_a_phase() -> None:
+    assert list(phases(run())) == ["collect", "score", "sft", "rl", "evaluate"]
+    tree = run().model_dump(mode="json") | {"corpus": {"kind": "dataset", "path": "rows.jsonl"}}
+    config = validate_run(tree, origin="test")
+    assert list(phases(config)) == ["score", "sft", "rl", "evaluate"]
+
+
+def test_shares_of_this_machine() -> None:
+    host = DRIVER_AND_RAY_BYTES + 12 * GIB
+    found = phases(run("cluster.num_trainers=4", "cluster.num_samplers=3"), host=host)
+    assert found["sft"].available_bytes == 3 * GIB
+    assert found["score"].available_bytes == 4 * GIB
+    # The driver's verifiers are beside the engines.
+    assert found["evaluate"].available_bytes == (12 * GIB - VERIFIER_BYTES) // 3
+    assert [found[name].num_workers for name in ("sft", "score")] == [4, 3]
+
+
+@pytest.mark.parametrize("override", ["cluster.device=cuda", "cluster.address=auto"])
+def test_elsewhere_nothing_is_judged_until_somebody_says(override: str) -> None:
+    assert {each.verdict for each in phases(run(override)).values()} == {Verdict.UNKNOWN}
+    said = phases(run(override), device=80 * GIB)
+    assert {each.available_bytes for each in said.values()} == {80 * GIB}
+
+
+def test_trainer_and_engine_are_there_together() -> None:
+    rl, sft = phases(run())["rl"], phases(run())["sft"]
+    engine = {"engine's weights", "packed copies of embedding and head", "KV cache"}
+    assert all(engine | {"process with its libraries"} <= names(each) for each in rl.moments)
+    assert not engine & names(sft.peak)
+    assert {"weight sync", "log-probs in the engine"} <= {each.name for each in rl.moments}
+
+
+def test_a_process_counts_where_its_memory_is_the_devices() -> None:
+    on_cpu, on_cuda = phases(run()), phases(run("cluster.device=cuda"), device=80 * GIB)
+    libraries = [item for item in on_cpu["sft"].peak.items if item.formula == "as measured"]
+    assert [item.num_bytes for item in libraries] == [PROCESS_BYTES["sft"]]
+    assert not any("process" in name for name in names(on_cuda["rl"].peak))
+    assert "not measured on a GPU" in on_cuda["sft"].notes[0]
+
+
+def test_the_largest_behavior_model_counts() -> None:
+    small = read_shapes(embedded_path("student"), {}).policy
+    shapes = ModelShapes(policy=small, behavior={"a": small, "b": QWEN3})
+    memory = Memory(device_bytes=None, host_bytes=64 * GIB)
+    score = next(p for p in plan_phases(run(), shapes, memory) if p.name == "score")
+    [weights] = [item for item in score.peak.items if item.name == "engine's weights"]
+    assert weights.num_bytes == 4 * 596_049_920
+
+
+def test_checkpointing_takes_less() -> None:
+    with_it, without = phases(run(), checkpointing=True), phases(run())
+    for name in ("sft", "rl"):
+        assert with_it[name].peak.num_bytes < 0.6 * without[name].peak.num_bytes
+    assert with_it["score"] == without["score"]
+
+
+def test_slack_is_of_what_is_made_anew_in_every_step() -> None:
+    def slack_and_changing(tokens: int) -> tuple[int, int]:
+        sft = phases(run(f"sft.microbatch_tokens={tokens}"))["sft"]
+        stays = 12 * QWEN3.num_parameters // 2 + PROCESS_BYTES["sft"]
+        return sft.slack_bytes, sft.peak.num_bytes - stays
+
+    # 8,192 tokens x 1,024 x 4 bytes are 32 MiB, which glibc gives back at once; left in its heap
+    # are numbers per token: log-sum-exps of 16 heads, two norms, 24 normed heads
+    slack, changing = slack_and_changing(8192)
+    small = 28 * 8192 * 4 * (16 + 2 + 24)
+    assert slack == pytest.approx(0.1 * changing + 0.75 * small, abs=2)
+    # with a token less the mask and all that is 1,024 wide are in the heap as well
+    slack, changing = slack_and_changing(8191)
+    small = 28 * 8191 * 4 * (16 + 2 + 24 + 6 * 1024 + 2 * 1024)
+    assert slack == pytest.approx(0.1 * changing + 0.75 * small, abs=2)
+    assert phases(run("cluster.device=cuda"))["sft"].slack_bytes == 0
+
+
+def mends(name: str, config: RunConfig, **given: Any) -> dict[str, Any]:
+    """The single mends of a phase, each checked to fit and the next larger value not to."""
+    assert phases(config, **given)[name].verdict is Verdict.TOO_LARGE
+    found = find_mends(config, name, lambda changed: list(phases(changed, **given).values()))
+    for mend in found:
+        changed = with_settings(config, mend.settings)
+        assert changed is not None
+        phase = phases(changed, **given)[name]
+        assert phase.verdict in (Verdict.FITS, Verdict.TIGHT)
+        assert (phase.peak.num_bytes, phase.available_bytes) == (
+            mend.num_bytes,
+            mend.available_bytes,
+        )
+    return {key: value for mend in found for key, value in mend.settings.items()}
+
+
+def test_nearly_the_greatest_number_of_tokens_that_fits() -> None:
+    config = run("sft.global_batch_size=64")
+    found = mends("sft", config, host=50 * GIB)
+    tokens = found["sft.microbatch_tokens"]
+    assert tokens % 64 == 0
+    more = with_settings(config, {"sft.microbatch_tokens": round(1.05 * tokens)})
+    assert more is not None
+    assert phases(more, host=50 * GIB)["sft"].verdict is not Verdict.FITS
+
+
+def test_fewer_workers_have_larger_shares_of_this_machine() -> None:
+    found = mends("sft", run("sft.global_batch_size=64"), host=50 * GIB)
+    assert found["cluster.num_trainers"] == 1
+
+
+def test_more_trainers_split_the_state_on_gpus() -> None:
+    config = run("cluster.device=cuda", "cluster.num_trainers=1", "sft.microbatch_tokens=2048")
+    found = mends("sft", config, device=12 * GIB)
+    assert found["cluster.num_trainers"] in (2, 4, 8, 16)  # of 16 prompts and 32 sequences
+
+
+def test_an_engine_leaves_the_trainer_its_part_of_a_gpu() -> None:
+    found = mends("rl", run("cluster.device=cuda", "models.dtype=bfloat16"), device=24 * GIB)
+    assert found["cluster.gpu_memory_fraction"] < 0.85
+
+
+def test_a_cache_that_is_too_small_is_made_larger() -> None:
+    config = run("models.max_model_len=40000", "score.rows_per_block=1")
+    found = mends("score", config, host=400 * GIB)
+    # 2 x 28 layers x 1,024 x 4 bytes x 40,001 tokens are 8.5 GiB
+    assert found == {"cluster.kv_cache_gib": 9}
+    elsewhere = run("models.max_model_len=40000", "cluster.address=auto")
+    [mend] = find_mends(elsewhere, "score", lambda run: list(phases(run).values()))
+    assert (mend.settings, mend.available_bytes) == ({"cluster.kv_cache_gib": 9}, None)
+
+
+def test_chunks_make_scoring_fit() -> None:
+    config = run("score.chunk_tokens=16384", "cluster.num_samplers=1")
+    found = mends("score", config, host=24 * GIB)
+    assert 64 <= found["score.chunk_tokens"] < 16384
+
+
+def test_several_settings_together_where_one_will_not_do() -> None:
+    config = run("cluster.kv_cache_gib=4", "cluster.num_trainers=1", "rl.microbatch_tokens=8192")
+    found = find_mends(config, "rl", lambda changed: list(phases(changed, host=25 * GIB).values()))
+    [mend] = found
+    assert set(mend.settings) == {"rl.microbatch_tokens", "cluster.kv_cache_gib"}
+
+
+def test_nothing_mends_a_model_that_is_too_large() -> None:
+    config = run()
+    assert (
+        find_mends(config, "rl", lambda changed: list(phases(changed, host=4 * GIB).values())) == []
+    )
+
+
+def test_settings_that_do_not_go_together_are_no_mend() -> None:
+    assert with_settings(run(), {"cluster.num_trainers": 3}) is None  # of 16 prompts
+    changed = with_settings(run(), {"cluster.num_trainers": 4})
+    assert changed is not None
+    assert changed.cluster.num_trainers == 4
+
+
+def test_verdicts() -> None:
+    def verdict(available: int | None) -> Verdict:
+        one = moment("m", [Item(name="i", num_bytes=100, formula="")])
+        return Phase(
+            name="p", num_workers=1, moments=(one,), available_bytes=available, slack_bytes=20
+        ).verdict
+
+    assert [verdict(each) for each in (None, 99, 100, 119, 120)] == [
+        Verdict.UNKNOWN,
+        Verdict.TOO_LARGE,
+        Verdict.TIGHT,
+        Verdict.TIGHT,
+        Verdict.FITS,
+    ]
+
+
+def test_words() -> None:
+    assert size(3 * GIB // 2) == "1.50 GiB"
+    assert size(3 * 2**20) == "3.0 MiB"
+    assert summary(phases(run(), host=200 * GIB)["sft"]).startswith("fits: ")
