@@ -5,6 +5,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,11 @@ from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
 SHOWN_ROWS = 3  # by `pear inspect`
 PAGES = {"diagnose": "diagnose/diagnose.html"}  # what to look at, where it is not the report
+BYTES_OF = {
+    f"{letter}{infix}B": base**power
+    for infix, base in (("i", 1024), ("", 1000))
+    for power, letter in enumerate("KMGT", start=1)
+}
 INTERRUPTED = 130  # the shell's convention for a Ctrl-C
 
 
@@ -51,6 +57,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         inspection = importlib.import_module("pear_ray.inspection")
         return inspection.run_inspect(parsed.artifact, num_rows=parsed.rows, html=parsed.html)
     config = load_run(parsed.run_file, parsed.overrides)
+    if parsed.command == "plan":
+        plan = importlib.import_module("pear_ray.plan")
+        return plan.run_plan(config, device_bytes=parsed.device_memory, as_json=parsed.json)
     only = None if parsed.command == "run" else parsed.command
     if parsed.dry_run:
         return _dry_run(config, only=only)
@@ -108,13 +117,20 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name in ("run", *STAGES, *ON_DEMAND_STAGES):
         command = commands.add_parser(name, help=helps[name], description=helps[name])
-        command.add_argument("run_file", type=Path, metavar="RUN.yaml")
-        command.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="such as sft.num_epochs=2"
-        )
+        _add_run(command)
         command.add_argument(
             "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
         )
+    says = "what each phase will take of a device's memory, and what mends it where it is too much"
+    plan = commands.add_parser("plan", help=says, description=says)
+    _add_run(plan)
+    plan.add_argument(
+        "--device-memory",
+        type=_num_bytes,
+        metavar="SIZE",
+        help="of a GPU, such as 80GiB; on CPU, of one worker (this machine's share of it)",
+    )
+    plan.add_argument("--json", action="store_true", help="for machines")
     status = commands.add_parser("status", help="where a run is, from any terminal")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
@@ -128,6 +144,21 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and the installation")
     doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
     return parser
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run_file", type=Path, metavar="RUN.yaml")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as sft.num_epochs=2"
+    )
+
+
+def _num_bytes(text: str) -> int:
+    """An argument that is a size: a number with a unit."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 80GiB or 24GB")
+    return round(float(found[1]) * BYTES_OF[found[2]])
 
 
 def _count(text: str) -> int:

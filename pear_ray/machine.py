@@ -28,6 +28,10 @@ DASHBOARD_PORT = 8265
 GCS_PORT = 6379
 CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 RAY_AUTH_FILE = ".ray/auth_token"  # in the home directory, where Ray itself writes it
+CGROUP_LIMITS = (  # of a container's memory, by cgroup version 2 and 1
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 MAX_SOCKET_DIR = 40  # a Unix socket's path has 107 characters, and Ray adds about 65 of its own
 
 
@@ -47,6 +51,13 @@ class Finding:
     status: Status
     found: str
     mend: str = ""
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container that this process is in where that is less."""
+    limits = [file.read_text(encoding="ascii").strip() for file in CGROUP_LIMITS if file.is_file()]
+    # A limit may also be the word `max`.
+    return min([psutil.virtual_memory().total, *(int(each) for each in limits if each.isdecimal())])
 
 
 def machine_findings() -> Iterator[Finding]:

@@ -42,6 +42,29 @@ def resolve_model(location: str) -> Path:
     return folder
 
 
+def config_folder(location: str) -> Path:
+    """The folder with the config.json that `location` names, whether or not its weights are there.
+
+    Of a hub name no more than that file is downloaded.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    if location.startswith((EMBEDDED, GGUF_PACKAGE)):
+        return resolve_model(location)
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if location.startswith((".", "/", "~")):
+        raise InputError(f"{location}: no such model folder; give one with a config.json")
+    import huggingface_hub  # noqa: PLC0415 - slow to import, and only hub names need it
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(location, "config.json")).parent
+    except (OSError, ValueError) as error:
+        raise _hub_error(location, error) from error
+
+
 def resolve_behavior(behavior: str | dict[str, str]) -> dict[str, Path]:
     """The checked folder of each source's behavior model; the source `*` is any.
 
@@ -168,8 +191,12 @@ def _from_hub(name: str) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        # huggingface_hub's own errors (offline, missing repository, bad name) are all of these two.
-        raise InputError(
-            f"{name!r}: neither a folder here nor a model that the hub gave "
-            f"({type(error).__name__}); check the name, the network and HF_HUB_OFFLINE"
-        ) from error
+        raise _hub_error(name, error) from error
+
+
+def _hub_error(name: str, error: Exception) -> InputError:
+    # huggingface_hub's own (offline, missing repository, bad name) are OSErrors or ValueErrors.
+    return InputError(
+        f"{name!r}: neither a folder here nor a model that the hub gave "
+        f"({type(error).__name__}); check the name, the network and HF_HUB_OFFLINE"
+    )

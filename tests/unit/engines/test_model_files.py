@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pear_ray.engines.model_files import (
+    config_folder,
     max_positions,
     model_fingerprint,
     provenance,
@@ -58,6 +59,17 @@ def test_safetensors_beside_a_pickle_are_used(folder: Path) -> None:
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such model folder"):
         resolve_model(str(tmp_path / "absent"))
+
+
+def test_a_config_is_enough_to_plan_with(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    assert config_folder(str(folder)) == folder
+    with pytest.raises(InputError, match=r"no \*\.safetensors weights"):
+        resolve_model(str(folder))
+    with pytest.raises(InputError, match="no such model folder; give one with a config"):
+        config_folder(str(folder / "absent"))
 
 
 def test_a_name_that_is_neither_folder_nor_on_the_hub() -> None:

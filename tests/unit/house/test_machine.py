@@ -107,5 +107,19 @@ def test_gpus_as_nvidia_smi_lists_them() -> None:
     assert machine.visible_gpus(lambda: "No devices were found") == []
 
 
+def test_memory_is_the_containers_where_that_is_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, none = tmp_path / "limit", tmp_path / "none"
+    none.write_text("max\n", encoding="ascii")
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", (none, tmp_path / "absent"))
+    whole = machine.memory_bytes()
+    limit.write_text(f"{whole // 2}\n", encoding="ascii")
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", (none, limit))
+    assert machine.memory_bytes() == whole // 2
+    limit.write_text(f"{2 * whole}\n", encoding="ascii")  # version 1 writes a huge one for none
+    assert machine.memory_bytes() == whole
+
+
 def test_distribution_names_have_one_spelling() -> None:
     assert machine.normalised("Typing_Extensions.x") == "typing-extensions-x"
