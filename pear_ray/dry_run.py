@@ -7,6 +7,10 @@ from pear_ray import pipeline, preflight
 from pear_ray.artifacts.run_dir import check_owner, run_path
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import check_capacity, demand
+from pear_ray.errors import InputError
+from pear_ray.machine import memory_bytes
+from pear_ray.memory.items import Verdict, summary
+from pear_ray.memory.phases import Memory, plan_phases, read_shapes
 
 
 def describe(config: RunConfig, *, only: str | None = None) -> str:
@@ -38,6 +42,9 @@ def describe(config: RunConfig, *, only: str | None = None) -> str:
         "",
         "devices",
         *_device_lines(config),
+        "",
+        "memory",
+        *_memory_lines(config, models, only=only),
     ]
     return "\n".join(lines) + "\n"
 
@@ -85,3 +92,19 @@ def _device_lines(config: RunConfig) -> Iterator[str]:
         + " on this machine"
     )
     check_capacity(config, found)
+
+
+def _memory_lines(
+    config: RunConfig, models: preflight.Models, *, only: str | None
+) -> Iterator[str]:
+    """One line per phase; a model that cannot be planned for may still run."""
+    try:
+        shapes = read_shapes(models.policy, models.behavior)
+    except InputError as error:
+        yield f"  not planned: {error}"
+        return
+    memory = Memory(device_bytes=None, host_bytes=memory_bytes())
+    phases = plan_phases(config, shapes, memory)
+    yield from (f"  {each.name:<9} {summary(each)}" for each in phases if only in (None, each.name))
+    if any(each.verdict is Verdict.TOO_LARGE for each in phases):
+        yield "  `pear plan RUN.yaml` says what to set"

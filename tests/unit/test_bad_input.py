@@ -66,7 +66,10 @@ def model(name: str) -> Path:
 def test_the_run_itself_could_start(capsys: pytest.CaptureFixture[str]) -> None:
     """So that every refusal below is of what its test spoils."""
     assert cli.main(["run", "run.yaml", "--dry-run"]) == 0
-    assert capsys.readouterr().out.count("  make\n") == 6
+    out = capsys.readouterr().out
+    assert out.count("  make\n") == 6
+    memory = out.split("\nmemory\n")[1].splitlines()
+    assert [line.split()[0] for line in memory] == ["score", "sft", "rl", "evaluate"]
     assert not Path("outputs").exists()
 
 
