@@ -1,12 +1,14 @@
 """A run's phases: who is on a device at the same time, and what it has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pear_ray.config.backends import FsdpBackend
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.problems import RewardConfig
 from pear_ray.config.run import RunConfig
+from pear_ray.config.sft import SftConfig
 from pear_ray.engines.vllm.spec import GATHERED_BYTES, MAX_NUM_SEQS
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
@@ -87,7 +89,7 @@ def plan_phases(
         config: The run.
         models: Its models' shapes.
         memory: What there is.
-        checkpointing: As if layers were computed again in backward (no setting of a run yet).
+        checkpointing: As if layers were computed again in backward, whatever the run says.
     """
     largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
     phases = [
@@ -171,7 +173,7 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         ),
         device=config.cluster.device,
         dtype=config.models.dtype,
-        checkpointing=checkpointing,
+        checkpointing=checkpointing or config.sft.activation_checkpointing,
     )
     return Phase(
         name="sft",
@@ -179,7 +181,7 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         moments=beside(trainer_moments(trainer), _process(config, "sft")),
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         slack_bytes=trainer_slack(trainer),
-        notes=_notes(config, shape),
+        notes=(*_not_modelled(config.sft), *_notes(config, shape)),
     )
 
 
@@ -313,6 +315,19 @@ def trainer_slack(trainer: TrainerPlan) -> int:
         small += FLOAT32_BYTES * shape.num_layers * shape.layer_parameters // trainer.num_trainers
     small = min(small, changing)
     return int(HEAP_SLACK * small + LARGE_BLOCK_SLACK * (changing - small))
+
+
+def _not_modelled(sft: SftConfig) -> Iterator[str]:
+    """What the run asks of SFT and these sizes leave out."""
+    if sft.backend != FsdpBackend():
+        yield (
+            "not modelled: these are the sizes of FSDP2 over all trainers, and sft.backend is "
+            f"{sft.backend.kind} with settings of its own"
+        )
+    if sft.ema_decay is not None:
+        yield "not modelled: the average of the weights, as large again as the parameters"
+    if sft.objective.kind in ("asft", "sft_kl", "forward_kl"):
+        yield "not modelled: the logits that candidates take besides, about as much again"
 
 
 def _notes(config: RunConfig, shape: ModelShape) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ class TrainerPlan:
         batch: The largest microbatch.
         device: `cpu` or `cuda`.
         dtype: As `models.dtype`; on CPU training computes in float32 whatever it says.
-        checkpointing: Whether layers are computed again in backward (no setting of a run yet).
+        checkpointing: Whether layers are computed again in backward.
     """
 
     shape: ModelShape
