@@ -194,16 +194,16 @@ class SftWorker:
     @torch.no_grad()
     def heldout_metrics(self) -> dict[str, float]:
         """Plain and weighted loss on the rows kept out of training, all ranks together."""
+        if not len(self.heldout):
+            return {}
         sums: dict[str, float] = {}
-        mine = self.heldout.to_pylist()[self.rank :: self.world_size]
-        microbatches = self._microbatches(mine) if len(self.heldout) else []
-        tau = self._tau(microbatches) if microbatches else None
+        mine = self.heldout.take(list(range(self.rank, len(self.heldout), self.world_size)))
+        microbatches = self._microbatches(mine.to_pylist())
+        tau = self._tau(microbatches)
         for rows in microbatches:
             batch = self._batch(rows)
             terms = microbatch_terms(self._outputs(batch), batch, self.config, tau=tau)
             sums = weight_health.merge(sums, terms.sums)
-        if not microbatches:
-            return {}
         sums = functools.reduce(weight_health.merge, gather_over_ranks(sums))
         health = weight_health.finalise(sums)
         return {
@@ -220,7 +220,7 @@ class SftWorker:
             sums = self._accumulate(microbatches)
             return self.trainer.probe(sums["denominator"] * self._rescale(sums))
 
-        rows = sorted(self._rows_of(0), key=lambda row: len(row["token_ids"]))
+        rows = sorted(self._rows_of(0, slice(None)), key=lambda row: len(row["token_ids"]))
         rows = rows[: ROWS_PER_RANK * self.world_size]
         if len(rows) == ROWS_PER_RANK * self.world_size:  # every rank has its own
             check_equivalence(
@@ -229,11 +229,16 @@ class SftWorker:
 
     def _my_rows(self, step: int) -> list[dict[str, Any]]:
         """This rank's share of the step's rows."""
-        return self._rows_of(step)[self.rank :: self.world_size]
+        return self._rows_of(step, slice(self.rank, None, self.world_size))
 
-    def _rows_of(self, step: int) -> list[dict[str, Any]]:
+    def _rows_of(self, step: int, share: slice) -> list[dict[str, Any]]:
         return rows_of_step(
-            self.rows, step, config=self.config, num_steps=self.num_steps, seed=self.seed
+            self.rows,
+            step,
+            share=share,
+            config=self.config,
+            num_steps=self.num_steps,
+            seed=self.seed,
         )
 
     def _microbatches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

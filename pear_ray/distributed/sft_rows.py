@@ -72,14 +72,14 @@ def num_sft_steps(config: RunConfig, *, num_rows: int) -> int:
 
 
 def rows_of_step(
-    rows: pa.Table, step: int, *, config: SftConfig, num_steps: int, seed: int
+    rows: pa.Table, step: int, *, share: slice, config: SftConfig, num_steps: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The rows of a step, over all ranks: a slice of the epoch's seeded order."""
+    """A share of the rows of a step, which are a slice of the epoch's seeded order."""
     size = config.global_batch_size
     epoch, batch = divmod(step, num_steps // config.num_epochs)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(rows), generator=generator)
-    taken = order[batch * size : (batch + 1) * size]
+    taken = order[batch * size : (batch + 1) * size][share]
     return rows.take(pa.array(taken.numpy())).to_pylist()
 
 
@@ -104,19 +104,21 @@ class Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> TokenBatch:
         """`rows` as one batch on the device; none give a batch without a loss token."""
-        return collate(
+        batch = collate(
             [self._row(row) for row in rows],
             pad_id=self._pad_id,
             names=self._names,
             device=self._device,
             num_candidates=self._num_candidates,
         )
+        if batch.candidate_ids is not None:
+            # Vocabularies are padded to different sizes: what the policy has no row for is rest.
+            batch.candidate_ids.masked_fill_(batch.candidate_ids >= self._vocab_size, -1)
+        return batch
 
     def _row(self, row: dict[str, Any]) -> Row:
-        aligned = row | {"is_negative": [row["is_negative"]] * len(row["token_ids"])}
-        candidates = None
-        if self._num_candidates:
-            # Vocabularies are padded to different sizes: what the policy has no row for is rest.
-            ids = [index if index < self._vocab_size else -1 for index in row["top_ids"]]
-            candidates = (ids, row["top_logprobs"])
+        aligned = row
+        if "is_negative" in self._names:
+            aligned = row | {"is_negative": [row["is_negative"]] * len(row["token_ids"])}
+        candidates = (row["top_ids"], row["top_logprobs"]) if self._num_candidates else None
         return Row(row["token_ids"], row["loss_mask"], aligned, candidates)

@@ -42,7 +42,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     samples = read_table(stage_dir / "weight_samples", WEIGHT_SAMPLES).to_pylist()
     write_rows(stage_dir / "weight_samples.parquet", samples, WEIGHT_SAMPLES)
     num_rows = len(training_rows(config.sft, run_dir)) - config.sft.heldout_rows
-    return manifest.complete(
+    made = manifest.complete(
         stage_dir,
         counts={
             "steps": num_sft_steps(config, num_rows=num_rows),
@@ -50,6 +50,8 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             "tokens": scored.counts["tokens"] * config.sft.num_epochs,
         },
     )
+    remove_blocks(stage_dir / INITIAL)  # only now: a resumed attempt scores what has none
+    return made
 
 
 def _score_initial_policy(
@@ -67,4 +69,3 @@ def _score_initial_policy(
         ),
     )
     join_scores(job.corpus, job.folder, "scored", keep_given=False, top_k=top_k)
-    remove_blocks(job.folder)
