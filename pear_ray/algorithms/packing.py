@@ -8,6 +8,27 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 
+def packed_microbatches(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Row indices per microbatch, longest rows first, each full up to `max_tokens`.
+
+    Every row appears exactly once and the result depends on the arguments alone. Rows of like
+    length stay together, for attention kernels that pad.
+
+    Raises:
+        ValueError: A row alone is longer than `max_tokens`, or a length is negative.
+    """
+    _check_lengths(lengths, max_tokens=max_tokens)
+    microbatches: list[list[int]] = []
+    room = -1
+    for row in _longest_first(lengths):
+        if lengths[row] > room:
+            microbatches.append([])
+            room = max_tokens
+        microbatches[-1].append(row)
+        room -= lengths[row]
+    return microbatches
+
+
 def length_sorted_microbatches(
     lengths: Sequence[int], *, max_tokens: int, overhead_tokens: int
 ) -> list[list[int]]:
@@ -27,30 +48,40 @@ def length_sorted_microbatches(
     Raises:
         ValueError: A row alone is longer than `max_tokens`, or a length is negative.
     """
-    for row, length in enumerate(lengths):
-        if not 0 <= length <= max_tokens:
-            raise ValueError(
-                f"row {row} has {length} tokens, not 0 to max_tokens={max_tokens}; raise "
-                "max_tokens, or leave the row out before training"
-            )
+    _check_lengths(lengths, max_tokens=max_tokens)
     order = _longest_first(lengths)
+    cuts = cheapest_cuts(
+        [lengths[row] for row in order], max_tokens=max_tokens, overhead_tokens=overhead_tokens
+    )
+    return [order[begin:end] for begin, end in cuts]
+
+
+def cheapest_cuts(
+    lengths: Sequence[int], *, max_tokens: int, overhead_tokens: int
+) -> list[tuple[int, int]]:
+    """Begin and end of runs of rows, in their order, that are padded to their longest row.
+
+    Of all ways to cut them the one that computes least: padded tokens (rows times longest row), and
+    `overhead_tokens` for each run; a run is of one row, or of at most `max_tokens`, padded.
+    """
     cheapest, begins = [0], [0]  # of the first n rows: the cost, and where their last cut is
-    for end in range(1, len(order) + 1):
-        cost, begin = math.inf, end - 1
+    for end in range(1, len(lengths) + 1):
+        cost, begin, longest = math.inf, end - 1, 0
         for first in range(end - 1, -1, -1):
-            padded = (end - first) * lengths[order[first]]
-            if padded > max_tokens:
+            longest = max(longest, lengths[first])
+            padded = (end - first) * longest
+            if padded > max_tokens and first < end - 1:
                 break
             if cheapest[first] + padded + overhead_tokens <= cost:
                 cost, begin = cheapest[first] + padded + overhead_tokens, first
         cheapest.append(int(cost))
         begins.append(begin)
-    microbatches: list[list[int]] = []
-    end = len(order)
+    cuts: list[tuple[int, int]] = []
+    end = len(lengths)
     while end:
-        microbatches.insert(0, order[begins[end] : end])
+        cuts.insert(0, (begins[end], end))
         end = begins[end]
-    return microbatches
+    return cuts
 
 
 def split_for_ranks(lengths: Sequence[int], *, num_ranks: int) -> list[list[int]]:
@@ -107,6 +138,15 @@ def pad_rows(
     for target, row in zip(padded, rows, strict=True):
         target[: row.numel()] = row
     return padded
+
+
+def _check_lengths(lengths: Sequence[int], *, max_tokens: int) -> None:
+    for row, length in enumerate(lengths):
+        if not 0 <= length <= max_tokens:
+            raise ValueError(
+                f"row {row} has {length} tokens, not 0 to max_tokens={max_tokens}; raise "
+                "max_tokens, or leave the row out before training"
+            )
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:

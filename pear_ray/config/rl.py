@@ -35,7 +35,8 @@ class RlConfig(Section):
     rewards: RewardConfig = RewardConfig()
     """How completions are verified."""
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
-    """Most padded tokens in one forward and backward pass of one rank."""
+    """Most tokens in one forward and backward pass of one rank: rows end to end, or padded where
+    the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 5
     """Optimizer steps between checkpoints."""
     max_sync_gap: Annotated[float, Field(gt=0)] | None = None

@@ -112,7 +112,8 @@ class SftConfig(Section):
     global_batch_size: Annotated[int, Field(gt=0)] = 64
     """Sequences per optimizer step, over all ranks."""
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
-    """Most padded tokens in one forward and backward pass of one rank."""
+    """Most tokens in one forward and backward pass of one rank: rows end to end, or padded where
+    the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 20
     """Optimizer steps between checkpoints."""
 

@@ -231,6 +231,7 @@ class GrpoWorker:
             [len(row.token_ids) for row in rows],
             max_tokens=self.config.microbatch_tokens,
             device=self.device,
+            packs=self.trainer.module.packs,
         )
         shares = gather_over_ranks({"tokens": loss_tokens, "batches": len(batches)})
         sums: dict[str, float] = {}

@@ -247,6 +247,7 @@ class SftWorker:
             [len(row["token_ids"]) for row in rows],
             max_tokens=self.config.microbatch_tokens,
             device=self.device,
+            packs=self.trainer.module.packs,
         )
         most = max(int(each["n"]) for each in gather_over_ranks({"n": len(groups)}))
         mine = [[rows[index] for index in group] for group in groups]

@@ -1,14 +1,18 @@
-"""Rows of token ids as padded tensors, and the flat view of their loss tokens for losses."""
+"""Rows of token ids laid end to end, and the flat view of their loss tokens for losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from pear_ray.algorithms.packing import length_sorted_microbatches
+from pear_ray.algorithms.packing import length_sorted_microbatches, packed_microbatches
+from pear_ray.engines.packed_attention import Packing, make_packing
 
-# What one more microbatch costs: on a CPU little beside its matrix products, so rows of other
-# lengths go apart rather than being padded; a GPU wants them full.
+# Where a microbatch is large enough: a CPU's caches hold this one, the fastest at 0.3M and at 7M
+# parameters; a GPU wants all that its memory holds.
+ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
+# What one more microbatch costs where rows are padded.
 OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
 
 
@@ -32,12 +36,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """A microbatch on a device: padded inputs, and flat tensors over its loss tokens only.
+    """A microbatch on a device: its rows end to end, and flat tensors over its loss tokens only.
 
     Attributes:
-        input_ids: [row, seq], padded on the right.
-        attention_mask: [row, seq], True at real tokens.
-        positions: [token] flat index into [row, seq] of the position that predicts each loss token.
+        input_ids: [position], no padding.
+        position_ids: [position], from 0 in each row.
+        packing: Where the rows begin and end.
+        positions: [token] index into [position] of what predicts each loss token.
         chosen_ids: [token] the loss tokens themselves.
         sequence_ids: [token] row of each loss token, ascending.
         aligned: [token] float32 each.
@@ -46,7 +51,8 @@ class TokenBatch:
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    packing: Packing
     positions: torch.Tensor
     chosen_ids: torch.Tensor
     sequence_ids: torch.Tensor
@@ -66,11 +72,15 @@ class TokenBatch:
 
 
 def plan_microbatches(
-    lengths: Sequence[int], *, max_tokens: int, device: torch.device
+    lengths: Sequence[int], *, max_tokens: int, device: torch.device, packs: bool
 ) -> list[list[int]]:
-    """Which rows go together, so that the device wastes least; see `length_sorted_microbatches`."""
-    overhead = OVERHEAD_TOKENS[device.type]
-    return length_sorted_microbatches(lengths, max_tokens=max_tokens, overhead_tokens=overhead)
+    """Which rows go together, so that the device wastes least; `packs` as the policy has it."""
+    if not packs:
+        return length_sorted_microbatches(
+            lengths, max_tokens=max_tokens, overhead_tokens=OVERHEAD_TOKENS[device.type]
+        )
+    enough = min(max_tokens, max(ENOUGH_TOKENS[device.type], *lengths, 0))
+    return packed_microbatches(lengths, max_tokens=enough)
 
 
 def collate(
@@ -81,7 +91,7 @@ def collate(
     device: torch.device,
     num_candidates: int = 0,
 ) -> TokenBatch:
-    """`rows` as one padded batch; `names` are the aligned numbers that every row has.
+    """`rows` as one batch; `names` are the aligned numbers that every row has.
 
     With `num_candidates` every row has so many `candidates` for each of its loss tokens.
 
@@ -90,29 +100,31 @@ def collate(
     """
     if not rows:
         rows = [Row(token_ids=[pad_id], loss_mask=[False], aligned={name: [0.0] for name in names})]
-    width = max(len(row.token_ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    loss_mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    aligned = {name: torch.zeros((len(rows), width)) for name in names}
-    for index, row in enumerate(rows):
-        length = len(row.token_ids)
-        input_ids[index, :length] = torch.as_tensor(row.token_ids)
-        attention_mask[index, :length] = True
-        loss_mask[index, 1:length] = torch.as_tensor(row.loss_mask)[1:]
-        for name in names:
-            aligned[name][index, :length] = torch.as_tensor(row.aligned[name], dtype=torch.float32)
-    chosen = loss_mask.flatten().nonzero().squeeze(-1)
-    flat = TokenBatch(
+    lengths = [len(row.token_ids) for row in rows]
+    input_ids = _end_to_end([row.token_ids for row in rows], torch.long)
+    sequence_ids = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))
+    position_ids = torch.cat([torch.arange(length) for length in lengths])
+    loss_mask = _end_to_end([row.loss_mask for row in rows], torch.bool) & (position_ids > 0)
+    chosen = loss_mask.nonzero().squeeze(-1)
+    aligned = {
+        name: _end_to_end([row.aligned[name] for row in rows], torch.float32)[chosen]
+        for name in names
+    }
+    batch = TokenBatch(
         input_ids=input_ids,
-        attention_mask=attention_mask,
+        position_ids=position_ids,
+        packing=make_packing(lengths, device=device),
         positions=chosen - 1,  # position t-1 predicts token t, in the same row because t >= 1
-        chosen_ids=input_ids.flatten()[chosen],
-        sequence_ids=chosen // width,
-        aligned={name: values.flatten()[chosen] for name, values in aligned.items()},
+        chosen_ids=input_ids[chosen],
+        sequence_ids=sequence_ids[chosen],
+        aligned=aligned,
         **_candidates(rows, num_candidates),
     )
-    return _to(flat, device)
+    return _to(batch, device)
+
+
+def _end_to_end(columns: Sequence[Sequence[Any]], dtype: torch.dtype) -> torch.Tensor:
+    return torch.cat([torch.as_tensor(column, dtype=dtype) for column in columns])
 
 
 def _candidates(rows: Sequence[Row], num_candidates: int) -> dict[str, torch.Tensor]:
@@ -137,4 +149,4 @@ def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
         if isinstance(value := getattr(batch, name), torch.Tensor)
     }
     aligned = {name: values.to(device) for name, values in batch.aligned.items()}
-    return TokenBatch(**tensors, aligned=aligned)
+    return TokenBatch(**tensors, packing=batch.packing, aligned=aligned)

@@ -9,15 +9,18 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
-from pear_ray.engines.batches import TokenBatch
+from pear_ray.engines import packed_attention
+from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.errors import EngineError, InputError
 
 GUARD_TOKENS = 8
 MAX_GUARD_GAP = 1e-3
+MAX_LEAK = 1e-6
 
 
 class Policy(nn.Module):
@@ -27,6 +30,7 @@ class Policy(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.autocast_dtype: torch.dtype | None = None
+        self.packs = False
 
     def forward(
         self, batch: TokenBatch, *, temperature: float, entropy_k: int = 0
@@ -40,12 +44,8 @@ class Policy(nn.Module):
         """
         device = batch.input_ids.device.type
         with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            hidden = self.causal_lm.get_decoder()(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                use_cache=False,
-            ).last_hidden_state
-        predicting = hidden.flatten(0, 1)[batch.positions]  # [token, hidden]
+            hidden = self._hidden(batch)
+        predicting = hidden[batch.positions]  # [token, hidden]
         head = self.causal_lm.get_output_embeddings().weight.to(hidden.dtype)
         ids = batch.candidate_ids
         if not batch.num_loss_tokens:
@@ -76,6 +76,24 @@ class Policy(nn.Module):
             "candidates": logprobs[:, :-1],
             "rest": rest,
         }
+
+    def _hidden(self, batch: TokenBatch) -> torch.Tensor:
+        """Last hidden states, [position, hidden]."""
+        decoder = self.causal_lm.get_decoder()
+        if self.packs:
+            packed = decoder(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                use_cache=False,
+                packing=batch.packing,
+            )
+            return packed.last_hidden_state[0]
+        rows = torch.tensor_split(batch.input_ids, batch.packing.bounds[1:-1].tolist())
+        padded = pad_sequence(list(rows), batch_first=True)
+        lengths = batch.packing.bounds.diff()[:, None]
+        real = torch.arange(padded.shape[1], device=padded.device) < lengths
+        outputs = decoder(input_ids=padded, attention_mask=real, use_cache=False)
+        return outputs.last_hidden_state[real]
 
 
 def load_policy(folder: Path) -> Policy:
@@ -157,23 +175,54 @@ def checkpoint_activations(policy: Policy) -> None:
 
 
 def _guard_log_probs(policy: Policy, folder: Path) -> None:
-    vocab = policy.causal_lm.config.vocab_size
-    ids = torch.arange(GUARD_TOKENS)[None] * 7 % vocab
-    batch = TokenBatch(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids, dtype=torch.bool),
-        positions=torch.arange(GUARD_TOKENS - 1),
-        chosen_ids=ids[0, 1:],
-        sequence_ids=torch.zeros(GUARD_TOKENS - 1, dtype=torch.long),
-        aligned={},
-    )
+    """Compare with the model's own log-probs, and find whether it takes rows end to end."""
+    policy.causal_lm.set_attn_implementation("sdpa")
+    ids = torch.arange(GUARD_TOKENS) * 7 % policy.causal_lm.config.vocab_size
+    rows = [ids.tolist(), ids.flip(0)[: GUARD_TOKENS - 3].tolist()]
     with torch.no_grad():
-        ours = policy(batch, temperature=1.0)
-        logits = policy.causal_lm(ids, use_cache=False).logits[0, :-1]
-    theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
-    gap = (ours - theirs).abs().max().item()
-    if not gap <= MAX_GUARD_GAP:
+        theirs = torch.cat([_own_logprobs(policy, row) for row in rows])
+        if _packs(policy, rows, theirs):
+            return
+        found = (_guard_batch_logprobs(policy, rows) - theirs).abs().max().item()
+    if not found <= MAX_GUARD_GAP:
         raise EngineError(
-            f"{folder}: log-probs from hidden states differ from the model's own by {gap:.3g} "
+            f"{folder}: log-probs from hidden states differ from the model's own by {found:.3g} "
             "nats; the model changes its logits after the output layer, which is not supported"
         )
+
+
+def _packs(policy: Policy, rows: list[list[int]], theirs: torch.Tensor) -> bool:
+    """Switch `policy` to rows end to end if its model computes the same with them.
+
+    Layers that mix tokens otherwise than by attention (state spaces, convolutions) do not, nor does
+    attention with more to it than a past.
+    """
+    policy.packs = True
+    policy.causal_lm.set_attn_implementation(packed_attention.NAME)
+    try:
+        ours = _guard_batch_logprobs(policy, rows)
+        # Another first row must not be seen by the second: in a model with small random weights
+        # that would not show beside the rounding of different kernels.
+        others = _guard_batch_logprobs(policy, [[*rows[0][::-1]], *rows[1:]])
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        pass  # its code takes no `packing`, or its attention wants what ours has not
+    else:
+        leak = (ours - others)[len(rows[0]) - 1 :].abs().max().item()
+        if (ours - theirs).abs().max().item() <= MAX_GUARD_GAP and leak <= MAX_LEAK:
+            return True
+    policy.packs = False
+    policy.causal_lm.set_attn_implementation("sdpa")
+    return False
+
+
+def _guard_batch_logprobs(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
+    trained = [Row(row, [True] * len(row), {}) for row in rows]
+    batch = collate(trained, pad_id=0, names=(), device=torch.device("cpu"))
+    return policy(batch, temperature=1.0)
+
+
+def _own_logprobs(policy: Policy, row: list[int]) -> torch.Tensor:
+    """Of a row's tokens but the first, from the logits that transformers gives."""
+    ids = torch.tensor(row)
+    logits = policy.causal_lm(ids[None], use_cache=False).logits[0, :-1]
+    return logits.log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)

@@ -45,7 +45,7 @@ def canary_gap(engine: Scorer, policy: Policy, batch: TokenBatch) -> float:
     """Mean absolute log-prob difference on the canary, in nats (a collective when sharded)."""
     with torch.no_grad():
         trained = policy(batch, temperature=1.0).cpu().numpy()
-    sampled = engine.score([batch.input_ids[0].tolist()])[0][1:]
+    sampled = engine.score([batch.input_ids.tolist()])[0][1:]
     return float(np.abs(trained - sampled).mean())
 
 

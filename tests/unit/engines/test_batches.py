@@ -17,9 +17,10 @@ def test_two_rows_by_hand() -> None:
         Row([10, 11, 12, 13], [False, False, True, True], {"score": [0.0, 0.1, 0.2, 0.3]}),
         Row([20, 21], [False, True], {"score": [0.5, 0.6]}),
     )
-    assert batch.input_ids.tolist() == [[10, 11, 12, 13], [20, 21, PAD, PAD]]
-    assert batch.attention_mask.tolist() == [[True] * 4, [True, True, False, False]]
-    # Tokens 2 and 3 of row 0 are predicted at flat 1 and 2; token 1 of row 1 at flat 4.
+    assert batch.input_ids.tolist() == [10, 11, 12, 13, 20, 21]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
+    assert batch.packing.bounds.tolist() == [0, 4, 6]
+    # Tokens 2 and 3 of row 0 are predicted at 1 and 2; token 1 of row 1 at 4.
     assert batch.positions.tolist() == [1, 2, 4]
     assert batch.chosen_ids.tolist() == [12, 13, 21]
     assert batch.sequence_ids.tolist() == [0, 0, 1]
@@ -39,19 +40,10 @@ def test_the_first_token_never_trains() -> None:
     assert batch.aligned["score"].tolist() == [2.0]
 
 
-def test_padding_that_looks_like_a_token_never_trains() -> None:
-    batch = made(
-        Row([10, PAD], [False, True], {"score": [0.0, 1.0]}),
-        Row([20, 21, 22], [False] * 3, {"score": [0.0] * 3}),
-    )
-    assert batch.chosen_ids.tolist() == [PAD]
-    assert batch.attention_mask.sum(1).tolist() == [2, 3]
-
-
 def test_no_rows_make_one_pad_token_without_loss() -> None:
     batch = made()
-    assert batch.input_ids.tolist() == [[PAD]]
-    assert batch.attention_mask.tolist() == [[True]]
+    assert batch.input_ids.tolist() == [PAD]
+    assert batch.position_ids.tolist() == [0]
     assert batch.num_loss_tokens == 0
     assert batch.positions.tolist() == []
     assert batch.aligned["score"].tolist() == []
