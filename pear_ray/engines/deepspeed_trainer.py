@@ -14,8 +14,10 @@ from pear_ray.config.backends import PARAMETERS_SPLIT, DeepSpeedBackend
 from pear_ray.config.sections import OptimizerConfig
 from pear_ray.engines.policy import Policy
 from pear_ray.engines.trainer import Trainer, write_model
+from pear_ray.errors import TrainingError
 
 TAG = "state"
+RANKS = "num_ranks.txt"  # beside it
 
 
 class DeepSpeedTrainer(Trainer):
@@ -72,9 +74,22 @@ class DeepSpeedTrainer(Trainer):
         self.engine.save_checkpoint(
             str(folder), tag=TAG, client_state={"step_count": self.step_count}
         )
+        if dist.get_rank() == 0:
+            (folder / RANKS).write_text(str(dist.get_world_size()), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Take up exactly where `save` left off (a collective)."""
+        """Take up exactly where `save` left off (a collective).
+
+        Raises:
+            TrainingError: Another number of ranks saved it; ZeRO's parts fit that number only.
+        """
+        ranks, here = int((folder / RANKS).read_text(encoding="utf-8")), dist.get_world_size()
+        if ranks != here:
+            raise TrainingError(
+                f"the checkpoint is of {ranks} DeepSpeed trainers, it cannot go on with {here}; "
+                f"set cluster.num_trainers={ranks} for the rest of the stage, or remove its "
+                "folder to begin it again (sft.backend.kind=fsdp and ddp go on with any number)"
+            )
         _, client = self.engine.load_checkpoint(str(folder), tag=TAG)
         self.step_count = int(client["step_count"])
 

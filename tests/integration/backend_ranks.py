@@ -14,6 +14,7 @@ from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.backends import make_trainer
 from pear_ray.engines.batches import Row, collate
 from pear_ray.engines.trainer import Trainer
+from pear_ray.errors import TrainingError
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0, weight_decay=0.01)
 ROWS = [
@@ -44,6 +45,8 @@ BACKENDS: dict[str, BackendConfig] = {
     "zero-3-offload": DeepSpeedBackend(zero_stage=3, offload="all"),
 }
 
+ALONE = ("fsdp", "fsdp-average", "ddp", "zero-2", "zero-3")
+
 
 def run_rank(rank: int, folder: Path, port: int) -> None:
     """Take the steps on every backend; rank 0 writes what came out."""
@@ -61,6 +64,35 @@ def run_rank(rank: int, folder: Path, port: int) -> None:
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
+    dist.destroy_process_group()
+
+
+def go_on_alone(rank: int, folder: Path, port: int) -> None:
+    """In a group of one, take up what two ranks saved after their first step, and take the next."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found: dict[str, Any] = {}
+    for name in ALONE:
+        trainer = make(name)
+        try:
+            trainer.load(folder / name / "checkpoint")
+        except TrainingError as error:
+            found[name] = str(error)
+            continue
+        for share in range(len(CUTS)):
+            _accumulate(trainer, share)
+        found[name] = trainer.step(NUM_TOKENS).grad_norm
+        trainer.export(folder / name / "alone", save_tokenizer=lambda _: None)
+        _export_average(trainer, name, folder / name / "alone-average")
+    (folder / "alone.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from pear_ray.embedded.paths import embedded_path
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks wrote, all backends one after the other."""
     folder = tmp_path_factory.mktemp("backends")
+    spawn(backend_ranks.run_rank, folder, num_ranks=len(backend_ranks.CUTS))
+    return folder
+
+
+def spawn(act: Callable[..., None], folder: Path, *, num_ranks: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(
-        backend_ranks.run_rank, args=(folder, port), nprocs=len(backend_ranks.CUTS)
-    )
-    return folder
+    torch.multiprocessing.spawn(act, args=(folder, port), nprocs=num_ranks)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,23 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(
     before = load_file(embedded_path("student") / "model.safetensors")
     after = load_file(folder / name / "poisoned" / "model.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in after)
+
+
+def test_another_number_of_ranks_goes_on_or_is_refused_in_words(
+    folder: Path,
+    reference: tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]],
+) -> None:
+    """What two ranks saved, one process takes up: native checkpoints do, ZeRO's say why not."""
+    spawn(backend_ranks.go_on_alone, folder, num_ranks=1)
+    found = json.loads((folder / "alone.json").read_text(encoding="utf-8"))
+    for name in backend_ranks.ALONE:
+        if name.startswith("zero"):
+            assert "of 2 DeepSpeed trainers, it cannot go on with 1" in found[name]
+            assert "set cluster.num_trainers=2" in found[name]
+            continue
+        assert found[name] == pytest.approx(reference[0][1], rel=1e-5)
+        for key, tensor in load_file(folder / name / "alone" / "model.safetensors").items():
+            torch.testing.assert_close(tensor, reference[1][key], rtol=0, atol=2e-5)
+    averaged = load_file(folder / "fsdp-average" / "alone-average" / "model.safetensors")
+    for key, tensor in averaged.items():
+        torch.testing.assert_close(tensor, reference[2][key], rtol=0, atol=2e-5)
