@@ -1,7 +1,8 @@
-"""A rank that is killed in the middle of a save: the group goes on from the save before, bitwise."""
+"""A rank killed in the middle of a save: the group goes on from the save before, bitwise."""
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,33 @@ GAME = {"games": [{"name": "chain_sum"}], "size": 8}
 DIES_AT = 3
 
 
-def dying_loop(job: dict[str, Any]) -> None:
-    """The SFT loop, but rank 1 is killed once while the third checkpoint is written."""
-    import torch.distributed as dist
+def make_loop(*, dies: bool) -> Callable[[dict[str, Any]], None]:
+    """The SFT loop; with `dies`, rank 1 is killed once while the third checkpoint is written.
 
-    from pear_ray.distributed.sft_loop import sft_loop
-    from pear_ray.engines.native_trainer import NativeTrainer
+    Made here and not named at the top: workers cannot import a module of tests.
+    """
+    dies_at = DIES_AT if dies else 0
 
-    whole, died = NativeTrainer.save, job["run_dir"] / "died"
+    def loop(job: dict[str, Any]) -> None:
+        import torch.distributed as dist
 
-    def half(self: NativeTrainer, folder: Path) -> None:
-        whole(self, folder)
-        if self.step_count == DIES_AT and dist.get_rank() == 1 and not died.exists():
-            died.touch()
-            for file in folder.iterdir():
-                os.truncate(file, file.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+        from pear_ray.distributed.sft_loop import sft_loop
+        from pear_ray.engines.native_trainer import NativeTrainer
 
-    NativeTrainer.save = half
-    sft_loop(job)
+        whole, died = NativeTrainer.save, job["run_dir"] / "died"
 
+        def half(self: NativeTrainer, folder: Path) -> None:
+            whole(self, folder)
+            if self.step_count == dies_at and dist.get_rank() == 1 and not died.exists():
+                died.touch()
+                for file in folder.iterdir():
+                    os.truncate(file, file.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
 
-def plain_loop(job: dict[str, Any]) -> None:
-    from pear_ray.distributed.sft_loop import sft_loop
+        NativeTrainer.save = half
+        sft_loop(job)
 
-    sft_loop(job)
+    return loop
 
 
 def run_config(folder: Path) -> RunConfig:
@@ -104,13 +107,14 @@ def train(loop: Any, folder: Path) -> tuple[dict[int, dict[str, float]], dict[st
 
 
 def test_a_rank_killed_in_mid_save(local_ray: None, tmp_path: Path) -> None:
-    steps, weights = train(plain_loop, tmp_path / "undisturbed")
+    steps, weights = train(make_loop(dies=False), tmp_path / "undisturbed")
     assert sorted(steps) == [1, 2, 3, 4]
-    again, same = train(dying_loop, tmp_path / "killed")
+    again, same = train(make_loop(dies=True), tmp_path / "killed")
     assert (tmp_path / "killed" / "died").exists()
     records = read_metrics(tmp_path / "killed" / "metrics.jsonl")
     taken = [r.step for r in records if isinstance(r, MetricRecord)]
-    assert taken == [1, 2, 3, 3, 4], "from the checkpoint before the one that was cut off"
+    # From a checkpoint before the one that was cut off; Ray Train learns of each a moment later.
+    assert taken in ([1, 2, 3, 3, 4], [1, 2, 3, 2, 3, 4])
     for step, metrics in steps.items():
         for name in ("sft/weighted_loss", "sft/grad_norm"):
             assert again[step][name] == metrics[name]
