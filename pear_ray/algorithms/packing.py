@@ -3,10 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Shaped
-from torch import Tensor
-
 
 def packed_microbatches(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
     """Row indices per microbatch, longest rows first, each full up to `max_tokens`.
@@ -104,40 +100,6 @@ def split_for_ranks(lengths: Sequence[int], *, num_ranks: int) -> list[list[int]
             shares[rank].append(row)
             loads[rank] += lengths[row]
     return [sorted(share) for share in shares]
-
-
-def pad_rows(
-    rows: Sequence[Shaped[Tensor, " _"]],
-    *,
-    pad_value: float | int | bool,
-    padded_length: int | None = None,
-) -> Shaped[Tensor, "row padded"]:
-    """Rows of one dtype side by side, padded on the right with `pad_value`.
-
-    Args:
-        rows: At least one 1-D tensor.
-        pad_value: A value of the rows' dtype: an id, `False` for a mask, 0.0 for log-probs.
-        padded_length: Length of every padded row; the longest row's when None.
-
-    Raises:
-        ValueError: No row, rows of several dtypes, or a row longer than `padded_length`.
-    """
-    if not rows:
-        raise ValueError("no rows to pad; skip this microbatch before it gets here")
-    dtypes = {row.dtype for row in rows}
-    if len(dtypes) > 1:
-        raise ValueError(f"rows have dtypes {sorted(map(str, dtypes))}; make them one dtype first")
-    longest = max(row.numel() for row in rows)
-    width = longest if padded_length is None else padded_length
-    if longest > width:
-        raise ValueError(
-            f"a row has {longest} tokens but padded_length={width}; rows are never truncated, so "
-            "raise padded_length or leave the row out"
-        )
-    padded = torch.full((len(rows), width), pad_value, dtype=rows[0].dtype, device=rows[0].device)
-    for target, row in zip(padded, rows, strict=True):
-        target[: row.numel()] = row
-    return padded
 
 
 def _check_lengths(lengths: Sequence[int], *, max_tokens: int) -> None:

@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pear_ray.algorithms.packing import length_sorted_microbatches, pad_rows, split_for_ranks
+from pear_ray.algorithms.packing import (
+    cheapest_cuts,
+    length_sorted_microbatches,
+    packed_microbatches,
+    split_for_ranks,
+)
 from pear_ray.algorithms.pass_at_k import bootstrap_interval, maj_at_n, mean_at_n, pass_at_k
 
 QUICK = settings(deadline=None, max_examples=50)
@@ -60,6 +65,33 @@ def test_microbatches_hold_every_row_once_within_budget(lengths, max_tokens):
         assert len(rows) * max(lengths[row] for row in rows) <= max_tokens
 
 
+def test_packed_microbatches_by_hand():
+    # 9 and nothing beside it that fits in its turn; then 5 and 4; 3, 3, 2 and 1 fill the last.
+    lengths = [3, 9, 1, 5, 3, 4, 2]
+    assert packed_microbatches(lengths, max_tokens=10) == [[1], [3, 5], [0, 4, 6, 2]]
+    assert packed_microbatches([], max_tokens=10) == []
+    with pytest.raises(ValueError, match="row 1 has 9 tokens"):
+        packed_microbatches(lengths, max_tokens=8)
+
+
+@QUICK
+@given(LENGTHS, st.integers(50, 200))
+def test_packed_microbatches_hold_every_row_once_and_are_full(lengths, max_tokens):
+    plan = packed_microbatches(lengths, max_tokens=max_tokens)
+    assert sorted(itertools.chain(*plan)) == list(range(len(lengths)))
+    sums = [sum(lengths[row] for row in rows) for rows in plan]
+    assert max(sums, default=0) <= max_tokens
+    for total, following in zip(sums, plan[1:], strict=False):
+        assert total + lengths[following[0]] > max_tokens
+
+
+def test_cuts_keep_the_order_of_the_rows():
+    # 1 9 9 1: the nines go together; with dear cuts all four, padded to 9.
+    cuts = functools.partial(cheapest_cuts, [1, 9, 9, 1], max_tokens=36)
+    assert cuts(overhead_tokens=1) == [(0, 1), (1, 3), (3, 4)]
+    assert cuts(overhead_tokens=9) == [(0, 4)]
+
+
 def test_ranks_by_hand():
     # Rounds: (8, 7), (5, 2), (1): 8 | 7, then 5 to the lighter rank: 10 | 12, then 11 | 12.
     assert split_for_ranks([1, 8, 5, 2, 7], num_ranks=2) == [[0, 1, 3], [2, 4]]
@@ -76,19 +108,6 @@ def test_ranks_get_every_row_once_and_fair_shares(lengths, num_ranks):
     assert max(counts) - min(counts) <= 1
     loads = [sum(lengths[row] for row in share) for share in shares]
     assert max(loads) - min(loads) <= max(lengths, default=0)
-
-
-def test_pad_rows():
-    rows = [torch.tensor([1, 2, 3]), torch.tensor([4])]
-    assert pad_rows(rows, pad_value=0).tolist() == [[1, 2, 3], [4, 0, 0]]
-    wide = pad_rows([torch.tensor([True])], pad_value=False, padded_length=3)
-    assert wide.tolist() == [[True, False, False]]
-    with pytest.raises(ValueError, match="never truncated"):
-        pad_rows(rows, pad_value=0, padded_length=2)
-    with pytest.raises(ValueError, match="no rows"):
-        pad_rows([], pad_value=0)
-    with pytest.raises(ValueError, match="dtypes"):
-        pad_rows([*rows, torch.tensor([0.5])], pad_value=0)
 
 
 def test_pass_at_k_by_hand():
