@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,18 @@ class DeepSpeedTrainer(Trainer):
         """Add the gradient of a microbatch's loss sum (a collective: as often on every rank)."""
         self.engine.backward(numerator, scale_wrt_gas=False)
 
-    def _apply(self, divisor: float, rate: float) -> float:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        self.engine.optimizer.override_loss_scale(divisor)
-        self.engine.step()
+    def _apply(self, divisor: float, rate: float | None) -> float:
+        optimizer = self.engine.optimizer
+        optimizer.override_loss_scale(divisor)
+        if rate is None:
+            with _without_update(optimizer.optimizer):
+                self.engine.step()
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float("nan") if norm is None or norm < 0 else float(norm)
-
-    def _optimizer_states(self) -> Iterable[dict[str, Any]]:
-        return self.engine.optimizer.optimizer.state.values()
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights, optimizer and step count (a collective)."""
@@ -105,6 +107,20 @@ class DeepSpeedTrainer(Trainer):
         if dist.get_rank() == 0:
             write_model(self.module, full, folder, save_tokenizer)
         dist.barrier()
+
+
+@contextlib.contextmanager
+def _without_update(optimizer: Any) -> Iterator[None]:
+    """Within this DeepSpeed reduces, measures and drops gradients, and its AdamW does nothing.
+
+    DeepSpeed knows no way to drop a gradient but a step, whose buffers differ from stage to stage;
+    a step at rate 0 would move AdamW's moments.
+    """
+    optimizer.step = lambda: None  # of this object only: it hides the class's method
+    try:
+        yield
+    finally:
+        del optimizer.step
 
 
 def _settings(config: OptimizerConfig, backend: DeepSpeedBackend, dtype: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class NativeTrainer(Trainer):
             return self._spread.no_sync()
         return contextlib.nullcontext()
 
-    def _apply(self, divisor: float, rate: float) -> float:
+    def _apply(self, divisor: float, rate: float | None) -> float:
         for parameter in self._spread.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(1 / divisor)
@@ -89,7 +89,7 @@ class NativeTrainer(Trainer):
             self._spread.parameters(), self.config.max_grad_norm, foreach=True
         )
         grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if math.isfinite(grad_norm):
+        if rate is not None and math.isfinite(grad_norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -103,9 +103,6 @@ class NativeTrainer(Trainer):
             return
         for name, parameter in self.module.named_parameters():
             _local(self._average[name]).lerp_(_local(parameter), 1 - self._ema_decay)
-
-    def _optimizer_states(self) -> Iterable[dict[str, Any]]:
-        return self.optimizer.state.values()
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights, optimizer and step count (a collective)."""

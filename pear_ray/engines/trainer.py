@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,21 +80,17 @@ class Trainer(abc.ABC):
         return StepResult(grad_norm=grad_norm, learning_rate=rate)
 
     def probe(self, denominator: float) -> float:
-        """The gradient norm that `step` would find; nothing is changed by it (a collective).
+        """The gradient norm that `step` would find (a collective).
 
-        Only before the first step: the optimizer's state is set back to nothing.
+        The gradient is dropped; weights, optimizer and average are left alone, so that training
+        goes on with the same bits as without.
 
         Raises:
             TrainingError: As in `step`.
         """
-        grad_norm = self._checked_step(denominator, 0.0)
-        for state in self._optimizer_states():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    value.zero_()
-        return grad_norm
+        return self._checked_step(denominator, None)
 
-    def _checked_step(self, denominator: float, rate: float) -> float:
+    def _checked_step(self, denominator: float, rate: float | None) -> float:
         if not denominator > 0:
             raise TrainingError(
                 f"step {self.step_count + 1}: the loss denominator is {denominator:g}, not above "
@@ -110,12 +106,11 @@ class Trainer(abc.ABC):
         return grad_norm
 
     @abc.abstractmethod
-    def _apply(self, divisor: float, rate: float) -> float:
-        """Divide the gradient, clip it, step at `rate` if it is finite; its norm before that."""
+    def _apply(self, divisor: float, rate: float | None) -> float:
+        """Divide the gradient, clip it, step at `rate` if it is finite; its norm before that.
 
-    @abc.abstractmethod
-    def _optimizer_states(self) -> Iterable[dict[str, Any]]:
-        """The optimizer's state of each parameter of this rank."""
+        Without a rate there is no step. The gradient is gone afterwards in any case.
+        """
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:

@@ -129,6 +129,8 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
 
     resumed = make(name)
     resumed.load(folder / "checkpoint")
+    _accumulate(resumed, rank, factor=3.0)
+    half_way = resumed.probe(NUM_TOKENS)  # half-way too, a look at a gradient must leave no trace
     _accumulate(resumed, rank)
     again = resumed.step(NUM_TOKENS).grad_norm
     resumed.export(folder / "resumed", save_tokenizer=lambda _: None)
@@ -145,6 +147,7 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     return {
         "norms": norms,
         "distilled": distilled,
+        "half_way": half_way,
         "again": again,
         "count": resumed.step_count,
         "error": error,

@@ -123,6 +123,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(
 ) -> None:
     assert found[name]["count"] == 2
     assert found[name]["again"] == found[name]["norms"][-1]
+    assert found[name]["half_way"] == pytest.approx(3 * found[name]["norms"][-1], rel=1e-5)
     straight = load_file(folder / name / "model" / "model.safetensors")
     resumed = load_file(folder / name / "resumed" / "model.safetensors")
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
