@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import assert_never
 
 from pear_ray.config.backends import BackendConfig, DdpBackend, DeepSpeedBackend, FsdpBackend
-from pear_ray.config.sections import OptimizerConfig
+from pear_ray.config.sections import OptimizerConfig, compute_dtype
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import checkpoint_activations, load_policy, replicate, shard
 from pear_ray.engines.trainer import Trainer
@@ -52,7 +52,7 @@ def make_trainer(
                 optimizer,
                 num_steps=num_steps,
                 backend=backend,
-                dtype=dtype if device == "cuda" else "float32",
+                dtype=compute_dtype(dtype, device=device),
             )
         case _:
             assert_never(backend)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
+from pear_ray.config.sections import compute_dtype
 from pear_ray.engines import packed_attention
 from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.errors import EngineError, InputError
@@ -125,14 +126,13 @@ def shard(
 ) -> Policy:
     """`policy` on its device, parameters split over ranks (FSDP2), layer by layer.
 
-    Needs an initialised process group. Parameters and gradients stay float32; with `bfloat16` the
-    forward and backward passes compute in it on CUDA. On CPU they stay in float32: without matrix
-    instructions for bfloat16, an SFT step of SmolLM2-135M took 100 s in it.
+    Needs an initialised process group. Parameters and gradients stay float32; forward and backward
+    passes compute in `compute_dtype`.
 
     Args:
         policy: Changed in place.
         device: `cpu` or `cuda`.
-        dtype: `float32` or `bfloat16`.
+        dtype: As `models.dtype`.
         shard_over: Ranks that a parameter is split over; groups of so many are copies. None: all.
         cpu_offload: Keep the split parameters in the host's memory (CUDA only).
     """
@@ -145,7 +145,7 @@ def shard(
         )
     policy.to(torch.device("cpu" if cpu_offload else device))
     options: dict[str, Any] = {"mesh": mesh}
-    if dtype == "bfloat16" and device == "cuda":
+    if compute_dtype(dtype, device=device) == "bfloat16":
         options["mp_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
         )
@@ -160,7 +160,7 @@ def shard(
 def replicate(policy: Policy, *, device: str, dtype: str) -> DistributedDataParallel:
     """`policy` whole on every rank's device, gradients averaged; dtypes as in `shard`."""
     policy.to(torch.device(device))
-    if dtype == "bfloat16" and device == "cuda":
+    if compute_dtype(dtype, device=device) == "bfloat16":
         policy.autocast_dtype = torch.bfloat16
     return DistributedDataParallel(policy)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pear_ray.config.sections import compute_dtype
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
     LOGPROB_CHUNK_TOKENS,
@@ -25,7 +26,7 @@ class TrainerPlan:
         num_trainers: Ranks that FSDP2 splits parameters, gradients and moments over.
         batch: The largest microbatch.
         device: `cpu` or `cuda`.
-        dtype: As `models.dtype`; on CPU training computes in float32 whatever it says.
+        dtype: As `models.dtype`.
         checkpointing: Whether layers are computed again in backward.
     """
 
@@ -39,7 +40,8 @@ class TrainerPlan:
     @property
     def bytes_each(self) -> int:
         """Bytes of a number in forward and backward passes."""
-        return 2 if self.dtype == "bfloat16" and self.device == "cuda" else FLOAT32_BYTES
+        narrow = compute_dtype(self.dtype, device=self.device) == "bfloat16"
+        return 2 if narrow else FLOAT32_BYTES
 
 
 def trainer_moments(plan: TrainerPlan) -> list[Moment]:
