@@ -70,7 +70,17 @@ class AlarmsConfig(Section):
     max_clip_fraction: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Share of a step's tokens whose log-ratio is clipped: their weights tell little apart."""
     patience: Annotated[int, Field(gt=0)] = 3
-    """Steps in a row that must be beyond a bound."""
+    """Steps in a row that must be beyond a bound. Not for the gradient ratio, and not for weights
+    that are all at their floor: those speak at once."""
+    gradient_ratio_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between two looks, from the first step on, at the gradient norm of a few of the step's
+    rows over what uniform weights would give them: two forward and backward passes over those. 0:
+    never."""
+    min_gradient_ratio: Annotated[float, Field(ge=0)] = 0.03
+    """That ratio: the weights let next to nothing train below this."""
+    max_gradient_ratio: Annotated[float, Field(gt=0)] = 30.0
+    """That ratio: gradient clipping makes every step above this a small one in a direction that few
+    tokens choose."""
     action: Literal["warn", "stop"] = "warn"
     """`stop` ends the run, at its last checkpoint, with the warning as its error."""
 

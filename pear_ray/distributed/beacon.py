@@ -33,10 +33,25 @@ class RunBeacon:
             self._set(name, stage, value)
 
     def _set(self, name: str, stage: str, value: float) -> None:
-        key = GAUGE_PREFIX + re.sub(r"[^a-zA-Z0-9_]", "_", name)
-        if key not in self._gauges:
-            self._gauges[key] = Gauge(key, description=name, tag_keys=("run", "stage"))
-        self._gauges[key].set(value, tags={"run": self._run, "stage": stage})
+        metric, tags = gauge_of(name)
+        tags |= {"run": self._run, "stage": stage}
+        if metric not in self._gauges:
+            key = GAUGE_PREFIX + re.sub(r"[^a-zA-Z0-9_]", "_", metric)
+            self._gauges[metric] = Gauge(key, description=metric, tag_keys=tuple(tags))
+        self._gauges[metric].set(value, tags=tags)
+
+
+def gauge_of(name: str) -> tuple[str, dict[str, str]]:
+    """What the gauge of the metric `name` measures, and its tags besides run and stage.
+
+    `sft/source/NAME/nll` is `sft/source/nll` with the tag `source`: one gauge for all sources, so
+    that a panel shows them side by side.
+    """
+    of_source = re.fullmatch(r"(\w+/source)/([^/]+)/(.+)", name)
+    if of_source is None:
+        return name, {}
+    group, source, metric = of_source.groups()
+    return f"{group}/{metric}", {"source": source}
 
 
 class BeaconHandle:

@@ -1,8 +1,7 @@
 """The SFT loop of one worker: weighted sums over microbatches, one step per global batch."""
 
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +11,31 @@ import torch
 import torch.distributed as dist
 
 from pear_ray.algorithms import weight_health
-from pear_ray.algorithms.pear import PearWeights
 from pear_ray.algorithms.talr import batch_tau, sequence_mean_losses
-from pear_ray.artifacts.tables import WEIGHT_SAMPLES, write_rows
 from pear_ray.config.run import RunConfig
+from pear_ray.config.sections import compute_dtype
+from pear_ray.config.sft import SftConfig, UniformWeights
 from pear_ray.distributed.equivalence import ROWS_PER_RANK, check_equivalence
-from pear_ray.distributed.sft_alarms import WeightAlarms
+from pear_ray.distributed.sft_alarms import WeightAlarms, weights_are_absolute
+from pear_ray.distributed.sft_metrics import (
+    SAMPLED_TOKENS,
+    denominator_of,
+    is_sampled,
+    step_metrics,
+    weight_samples,
+    write_weight_samples,
+)
 from pear_ray.distributed.sft_rows import (
     Collator,
+    naming_rows,
     num_sft_steps,
     rows_of_step,
     split_heldout,
     training_rows,
+    trains_positively,
 )
-from pear_ray.distributed.sft_terms import Terms, microbatch_terms
+from pear_ray.distributed.sft_sources import Sources
+from pear_ray.distributed.sft_terms import microbatch_terms
 from pear_ray.distributed.train_group import (
     MODEL,
     Laps,
@@ -43,8 +53,7 @@ from pear_ray.engines.trainer import gather_over_ranks
 from pear_ray.errors import TrainingError
 from pear_ray.telemetry.metrics_log import MetricsLog
 
-NUM_SAMPLED_STEPS = 5
-SAMPLED_TOKENS = 4000  # of such a step, whose weights are kept for the report
+COMPARED_ROWS = 4  # per rank, whose gradient is compared with that of uniform weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +93,7 @@ class SftWorker:
             heldout_rows=self.config.heldout_rows,
             seed=self.seed,
         )
+        self.sources = Sources(self.rows)
         self.collator = Collator(
             job.config,
             pad_id=self.chat.pad_id,
@@ -91,7 +101,7 @@ class SftWorker:
             device=self.device,
         )
         self.num_steps = num_sft_steps(job.config, num_rows=len(self.rows))
-        self.dtype = job.config.models.dtype if job.config.cluster.device == "cuda" else "float32"
+        self.dtype = compute_dtype(job.config.models.dtype, device=job.config.cluster.device)
         self.trainer = make_trainer(
             job.model,
             self.config.backend,
@@ -103,7 +113,9 @@ class SftWorker:
             ema_decay=self.config.ema_decay,
         )
         self.stop = False
-        self.alarms = WeightAlarms(self.config.alarms)
+        self.alarms = WeightAlarms(
+            self.config.alarms, weights_are_absolute=weights_are_absolute(self.config)
+        )
         self.log = MetricsLog(job.run_dir, run=job.config.name, stage="sft", attempt=job.attempt)
 
     def run(self) -> None:
@@ -111,8 +123,9 @@ class SftWorker:
         if not restore(self.trainer) and self.config.check_equivalence:
             self._check_equivalence()
         for step in range(self.trainer.step_count, self.num_steps):
+            ratio = self.gradient_ratio(step)
             laps = Laps()
-            metrics = self.step(step)
+            metrics = self.step(step) | ratio
             laps.lap("step")
             last = step + 1 == self.num_steps
             metrics["sft/tokens_per_s"] = metrics.get("sft/num_tokens", 0) / laps.seconds["step"]
@@ -152,42 +165,76 @@ class SftWorker:
         """
         rows = self._my_rows(step)
         microbatches = self._microbatches(rows)
-        keep = self.rank == 0 and self._is_sampled(step)
-        try:
+        keep = self.rank == 0 and is_sampled(step, num_steps=self.num_steps)
+        with naming_rows(rows, self._failed_step(step)):
             sums = self._accumulate(microbatches, keep_weights_of=step if keep else None)
-            denominator = sums["denominator"] * self._rescale(sums)
+            denominator = denominator_of(sums, self.config)
             result = self.trainer.step(denominator)
-        except (TrainingError, ValueError) as error:
-            file = self.stage_dir / f"failed-step-{step + 1:06d}-rank-{self.rank}.json"
-            file.write_text(json.dumps([row["example_id"] for row in rows]), encoding="utf-8")
-            raise TrainingError(f"{error} (this rank's rows of step {step + 1}: {file})") from error
         self.stop = bool(sums["max/stop"])  # the same on every rank
-        return _metrics(sums) | {
+        return step_metrics(sums, self.sources) | {
             "sft/weighted_loss": sums["numerator"] / denominator,
             "sft/grad_norm": result.grad_norm,
             "sft/learning_rate": result.learning_rate,
         }
 
+    def gradient_ratio(self, step: int) -> dict[str, float]:
+        """Gradient norm of a few of the step's rows over that of uniform weights, if it is due.
+
+        Both at the weights before the step, of the same rows, with the same objective and
+        denominator. Nothing that training reads is changed by it.
+
+        Raises:
+            TrainingError: As in `step`.
+        """
+        every = self.config.alarms.gradient_ratio_every
+        if self.config.weights.kind == "uniform" or not every or step % every:
+            return {}
+        end = self.rank + COMPARED_ROWS * self.world_size
+        some = self._rows_of(step, slice(self.rank, end, self.world_size))
+        rows = [row for row in some if trains_positively(row)]
+        microbatches = self._microbatches(rows)
+        if not microbatches:  # on no rank is there such a row
+            return {}
+        plain = self.config.model_copy(update={"weights": UniformWeights()})
+        with naming_rows(rows, self._failed_step(step)):
+            weighted = self._gradient_norm(microbatches, self.config)
+            uniform = self._gradient_norm(microbatches, plain)
+        return {"sft/grad_norm_ratio_to_uniform": weighted / uniform} if uniform else {}
+
+    def _gradient_norm(
+        self, microbatches: Sequence[list[dict[str, Any]]], settings: SftConfig
+    ) -> float:
+        """Of microbatches, divided by their global denominator; no step is made of it."""
+        sums = self._accumulate(microbatches, settings=settings)
+        return self.trainer.probe(denominator_of(sums, settings))
+
     def _accumulate(
-        self, microbatches: Sequence[list[dict[str, Any]]], *, keep_weights_of: int | None = None
+        self,
+        microbatches: Sequence[list[dict[str, Any]]],
+        *,
+        settings: SftConfig | None = None,
+        keep_weights_of: int | None = None,
     ) -> dict[str, float]:
-        """Forward and backward of the microbatches; the sums over them and all ranks."""
+        """Forward and backward of the microbatches; the sums over them and all ranks.
+
+        With the run's `settings` if no others are given.
+        """
+        settings = settings or self.config
         sums: dict[str, float] = {}
         kept: list[dict[str, Any]] = []
-        tau = self._tau(microbatches)
-        for number, rows in enumerate(microbatches, start=1):
+        batches, tau = self._batches(microbatches, settings)
+        for number, (rows, batch) in enumerate(zip(microbatches, batches, strict=True), start=1):
             with self.trainer.microbatch(last=number == len(microbatches)):
-                terms, batch = self._microbatch(rows, tau)
+                outputs, groups = self._outputs(batch), self.sources.groups_of(rows)
+                terms = microbatch_terms(outputs, batch, settings, tau=tau, groups=groups)
+                self.trainer.backward(terms.numerator)
             sums = weight_health.merge(sums, terms.sums)
             if keep_weights_of is not None and rows:
                 # A share of each: the first microbatches have the longest rows.
-                samples = _weight_samples(keep_weights_of, rows, batch, terms.weights)
+                samples = weight_samples(keep_weights_of, rows, batch, terms.weights)
                 kept += samples[: SAMPLED_TOKENS // len(microbatches)]
         if kept:
-            folder = self.stage_dir / "weight_samples"
-            folder.mkdir(exist_ok=True)
-            file = folder / f"step-{kept[0]['step']:06d}.parquet"
-            write_rows(file, kept, WEIGHT_SAMPLES)
+            write_weight_samples(self.stage_dir, kept)
         sums["max/stop"] = float(stop_wished(self.stage_dir))
         return functools.reduce(weight_health.merge, gather_over_ranks(sums))
 
@@ -198,10 +245,8 @@ class SftWorker:
             return {}
         sums: dict[str, float] = {}
         mine = self.heldout.take(list(range(self.rank, len(self.heldout), self.world_size)))
-        microbatches = self._microbatches(mine.to_pylist())
-        tau = self._tau(microbatches)
-        for rows in microbatches:
-            batch = self._batch(rows)
+        batches, tau = self._batches(self._microbatches(mine.to_pylist()), self.config)
+        for batch in batches:
             terms = microbatch_terms(self._outputs(batch), batch, self.config, tau=tau)
             sums = weight_health.merge(sums, terms.sums)
         sums = functools.reduce(weight_health.merge, gather_over_ranks(sums))
@@ -215,17 +260,16 @@ class SftWorker:
 
     def _check_equivalence(self) -> None:
         """Run the guard on the shortest rows of the first batch."""
-
-        def probe(microbatches: list[list[dict[str, Any]]]) -> float:
-            sums = self._accumulate(microbatches)
-            return self.trainer.probe(sums["denominator"] * self._rescale(sums))
-
         rows = sorted(self._rows_of(0, slice(None)), key=lambda row: len(row["token_ids"]))
         rows = rows[: ROWS_PER_RANK * self.world_size]
         if len(rows) == ROWS_PER_RANK * self.world_size:  # every rank has its own
+            norm = functools.partial(self._gradient_norm, settings=self.config)
             check_equivalence(
-                probe, rows, rank=self.rank, world_size=self.world_size, dtype=self.dtype
+                norm, rows, rank=self.rank, world_size=self.world_size, dtype=self.dtype
             )
+
+    def _failed_step(self, step: int) -> Path:
+        return self.stage_dir / f"failed-step-{step + 1:06d}-rank-{self.rank}.json"
 
     def _my_rows(self, step: int) -> list[dict[str, Any]]:
         """This rank's share of the step's rows."""
@@ -253,24 +297,25 @@ class SftWorker:
         mine = [[rows[index] for index in group] for group in groups]
         return mine + [[] for _ in range(most - len(groups))]
 
-    def _microbatch(
-        self, rows: list[dict[str, Any]], tau: float | None
-    ) -> tuple[Terms, TokenBatch]:
-        """Forward and backward of one microbatch; its terms, and the batch they were made of."""
-        batch = self._batch(rows)
-        outputs = self._outputs(batch)
-        terms = microbatch_terms(outputs, batch, self.config, tau=tau)
-        self.trainer.backward(terms.numerator)
-        return terms, batch
+    def _batches(
+        self, microbatches: Sequence[list[dict[str, Any]]], settings: SftConfig
+    ) -> tuple[Iterable[TokenBatch], float | None]:
+        """The microbatches as batches, with what must be known of all of them before the first.
 
-    def _batch(self, rows: list[dict[str, Any]]) -> TokenBatch:
-        """The rows as a batch, with what the averaged weights say of them where that is asked."""
-        batch = self.collator(rows)
-        weights = self.config.weights
-        if weights.kind == "pear" and weights.ratio_policy == "ema":
-            with self.trainer.averaged(), torch.no_grad():
-                batch.aligned["ema_logprobs"] = self.trainer.policy(batch, temperature=1.0)
-        return batch
+        That is the averaged weights' log-probs, if ratios are made with them, and TALR's tau (else
+        None). Without either, batches are made one at a time, as they are used.
+        """
+        one_by_one = map(self.collator, microbatches)
+        weights = settings.weights
+        averaged = weights.kind == "pear" and weights.ratio_policy == "ema"
+        if not averaged and settings.objective.kind != "talr":
+            return one_by_one, None
+        batches = list(one_by_one)
+        if averaged:
+            with self.trainer.averaged(), torch.no_grad():  # once: each time swaps all weights
+                for batch in batches:
+                    batch.aligned["ema_logprobs"] = self._outputs(batch)["logprobs"]
+        return batches, self._tau(batches) if settings.objective.kind == "talr" else None
 
     def _outputs(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         objective = self.config.objective
@@ -278,78 +323,15 @@ class SftWorker:
         outputs = self.trainer.policy(batch, temperature=1.0, entropy_k=k)
         return outputs if isinstance(outputs, dict) else {"logprobs": outputs}
 
-    def _tau(self, microbatches: Sequence[list[dict[str, Any]]]) -> float | None:
-        """TALR's tau of the step's batch over all ranks, in a pass of its own; else None."""
-        if self.config.objective.kind != "talr":
-            return None
-        means = []
-        with torch.no_grad():
-            for rows in microbatches:
-                batch = self.collator(rows)
-                flat = (batch.sequence_ids, batch.loss_mask)
-                losses = -self._outputs(batch)["logprobs"]
-                means.append(sequence_mean_losses(losses, *flat).cpu())
+    @torch.no_grad()
+    def _tau(self, batches: Sequence[TokenBatch]) -> float:
+        """TALR's tau of the step's batch over all ranks, in a pass of its own."""
+        means = [
+            sequence_mean_losses(
+                -self._outputs(batch)["logprobs"], batch.sequence_ids, batch.loss_mask
+            ).cpu()
+            for batch in batches
+        ]
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, torch.cat(means))
         return batch_tau(torch.cat(gathered))
-
-    def _rescale(self, sums: dict[str, float]) -> float:
-        """Factor on the denominator that gives the step's weights a mean of 1, where asked for.
-
-        Weights enter the gradient linearly, so dividing them all by their mean is the same as
-        multiplying the denominator by it; `weight_norm` has divided by them already.
-        """
-        weights = self.config.weights
-        if (
-            weights.kind == "pear"
-            and weights.rescale == "batch_mean_one"
-            and self.config.reduction != "weight_norm"
-        ):
-            return sums["weight"] / sums["tokens"]
-        return 1.0
-
-    def _is_sampled(self, step: int) -> bool:
-        last = self.num_steps - 1
-        return step in {round(last * k / (NUM_SAMPLED_STEPS - 1)) for k in range(NUM_SAMPLED_STEPS)}
-
-
-def _weight_samples(
-    step: int, rows: Sequence[dict[str, Any]], batch: TokenBatch, weights: PearWeights
-) -> list[dict[str, Any]]:
-    """Log-ratio and weight of each loss token of a microbatch, for the report."""
-    counts = torch.bincount(batch.sequence_ids, minlength=len(rows))
-    left = torch.cat([torch.arange(int(count) - 1, -1, -1) for count in counts])
-    columns = zip(
-        batch.sequence_ids.tolist(),
-        left.tolist(),
-        weights.log_ratios.tolist(),
-        weights.weights.tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "step": step + 1,
-            "example_id": rows[row]["example_id"],
-            "tokens_left": tokens_left,
-            "log_ratio": log_ratio,
-            "weight": weight,
-        }
-        for row, tokens_left, log_ratio, weight in columns
-    ]
-
-
-def _metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Metrics of a step from its sums; the negatives' apart from the positives'."""
-    metrics: dict[str, float] = {}
-    if sums["tokens"]:
-        health = weight_health.finalise(sums)
-        metrics = {f"sft/{name}": value for name, value in health.items()}
-        metrics["sft/weight_mass_last_tenth"] = health["last_tenth_weight_share"]
-    wrong = sums.get("negative_tokens", 0.0)
-    if wrong:
-        metrics |= {
-            "sft/negatives/num_tokens": wrong,
-            "sft/negatives/below_floor_fraction": sums["negative_below_floor"] / wrong,
-            "sft/negatives/weighted_loss": sums["negative_weighted_loss"] / wrong,
-        }
-    return metrics

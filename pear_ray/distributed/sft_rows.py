@@ -1,6 +1,8 @@
 """The rows that SFT trains on: which, with what beside them, and in which order."""
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import SftConfig, needs_initial_policy
 from pear_ray.engines.batches import Row, TokenBatch, collate
-from pear_ray.errors import ArtifactError, InputError
+from pear_ray.errors import ArtifactError, InputError, TrainingError
 
 INITIAL = "initial"  # folder, in the stage's, of the scores under the initial policy
 
@@ -44,6 +46,15 @@ def training_rows(config: SftConfig, run_dir: Path) -> pa.Table:
     if config.negatives is None:
         scored = scored.filter(~pc.field("is_negative"))
     return scored.combine_chunks()
+
+
+def num_training_rows(config: SftConfig, run_dir: Path) -> int:
+    """How many rows `training_rows` has, without reading them."""
+    marks = pa.schema([SCORED.field("is_negative")])
+    negative = read_table(run_dir / "score" / "scored", marks)["is_negative"]
+    if config.negatives is not None:
+        return len(negative)
+    return len(negative) - int(negative.to_numpy().sum())
 
 
 def split_heldout(rows: pa.Table, *, heldout_rows: int, seed: int) -> tuple[pa.Table, pa.Table]:
@@ -122,3 +133,22 @@ class Collator:
             aligned = row | {"is_negative": [row["is_negative"]] * len(row["token_ids"])}
         candidates = (row["top_ids"], row["top_logprobs"]) if self._num_candidates else None
         return Row(row["token_ids"], row["loss_mask"], aligned, candidates)
+
+
+def trains_positively(row: dict[str, Any]) -> bool:
+    """Whether a row has a token to raise the log-prob of."""
+    return not row["is_negative"] and any(row["loss_mask"][1:])
+
+
+@contextlib.contextmanager
+def naming_rows(rows: Sequence[dict[str, Any]], file: Path) -> Iterator[None]:
+    """Write the rows' ids into `file` if the `with` block cannot train on them.
+
+    Raises:
+        TrainingError: The block raised one, or a ValueError; with the file's name.
+    """
+    try:
+        yield
+    except (TrainingError, ValueError) as error:
+        file.write_text(json.dumps([row["example_id"] for row in rows]), encoding="utf-8")
+        raise TrainingError(f"{error} (this rank's rows of the step: {file})") from error

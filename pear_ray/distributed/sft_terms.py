@@ -9,6 +9,7 @@ import torch
 
 from pear_ray.algorithms import objectives, weight_health
 from pear_ray.algorithms.forward_kl import forward_kl_top_k
+from pear_ray.algorithms.group_health import group_sums
 from pear_ray.algorithms.negatives import above_logprob_floor, negative_sequence_weights
 from pear_ray.algorithms.pear import PearWeights
 from pear_ray.algorithms.reduce import loss_denominator, loss_numerator
@@ -16,6 +17,19 @@ from pear_ray.config import objectives as config
 from pear_ray.config import sft as sft_config
 from pear_ray.engines.batches import TokenBatch
 from pear_ray.weighting import clips, pear_weights
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroups:
+    """Groups of rows whose weights are measured apart: the corpus's sources.
+
+    Attributes:
+        of_row: [row] the group of each row of the microbatch.
+        num_groups: Number of groups in the run.
+    """
+
+    of_row: torch.Tensor
+    num_groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,7 @@ def microbatch_terms(
     settings: sft_config.SftConfig,
     *,
     tau: float | None = None,
+    groups: RowGroups | None = None,
 ) -> Terms:
     """Weights, losses and sums of a microbatch from what the policy gave for it.
 
@@ -47,6 +62,7 @@ def microbatch_terms(
         batch: The microbatch.
         settings: Weights, objective, negatives, reduction.
         tau: TALR's, of the whole step's batch; None for other objectives.
+        groups: Where the rows' sums are wanted per group as well.
     """
     logprobs = outputs["logprobs"]
     weights = token_weights(logprobs, batch, settings)
@@ -54,7 +70,7 @@ def microbatch_terms(
     flat = (weights.weights, batch.sequence_ids, batch.loss_mask)
     numerator = loss_numerator(losses, *flat, reduction=settings.reduction)
     negative = _negative(batch)
-    sums = _health(weights, logprobs.detach(), batch, ~negative, settings)
+    sums = _health(weights, logprobs.detach(), batch, ~negative, settings, groups)
     sums["numerator"] = float(numerator.detach())
     sums["denominator"] = float(loss_denominator(*flat, reduction=settings.reduction))
     if settings.negatives is not None:
@@ -218,18 +234,20 @@ def _health(
     batch: TokenBatch,
     positive: torch.Tensor,
     settings: sft_config.SftConfig,
+    groups: RowGroups | None,
 ) -> dict[str, float]:
     kind = settings.weights
     # Uniform weights' log-ratios are counted against the paper's bounds.
     bounds = clips(sft_config.PearWeights() if kind.kind == "uniform" else kind)
-    return weight_health.weight_sums(
-        weights,
-        logprobs,
-        batch.sequence_ids,
-        positive,
-        log_ratio_clip=bounds[0],
-        log_weight_clip=bounds[1],
-    )
+    clipped = {"log_ratio_clip": bounds[0], "log_weight_clip": bounds[1]}
+    ids = batch.sequence_ids
+    sums = weight_health.weight_sums(weights, logprobs, ids, positive, **clipped)
+    if groups is not None:
+        of_token = groups.of_row.to(ids.device)[ids]  # [token]
+        sums |= group_sums(
+            weights, logprobs, of_token, positive, num_groups=groups.num_groups, **clipped
+        )
+    return sums
 
 
 def _negative_sums(

@@ -11,7 +11,7 @@ from pear_ray.config.sft import needs_initial_policy
 from pear_ray.distributed.scoring import policy_job, score_corpus
 from pear_ray.distributed.session import ray_session
 from pear_ray.distributed.sft_loop import sft_loop
-from pear_ray.distributed.sft_rows import INITIAL, num_sft_steps, training_rows
+from pear_ray.distributed.sft_rows import INITIAL, num_sft_steps, num_training_rows
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.engines.model_files import resolve_model
 from pear_ray.telemetry.metrics_log import MetricsLog
@@ -41,7 +41,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         )
     samples = read_table(stage_dir / "weight_samples", WEIGHT_SAMPLES).to_pylist()
     write_rows(stage_dir / "weight_samples.parquet", samples, WEIGHT_SAMPLES)
-    num_rows = len(training_rows(config.sft, run_dir)) - config.sft.heldout_rows
+    num_rows = num_training_rows(config.sft, run_dir) - config.sft.heldout_rows
     made = manifest.complete(
         stage_dir,
         counts={

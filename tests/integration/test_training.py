@@ -1,15 +1,18 @@
 """The training loops with real engines and models, driven step by step in one process."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from pear_ray.artifacts.tables import SCORED, SCORED_TOP, WEIGHT_SAMPLES, read_table, write_rows
 from pear_ray.config.run import RunConfig, validate_run
-from pear_ray.distributed.sft_loop import SftWorker, TrainJob
+from pear_ray.distributed.sft_loop import COMPARED_ROWS, SftWorker, TrainJob
+from pear_ray.distributed.sft_rows import num_training_rows, training_rows
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.hf_scorer import reference_logprobs
 from pear_ray.engines.vllm import weights as transfer
@@ -168,6 +171,172 @@ def test_a_rank_without_rows_in_a_microbatch_keeps_weights_all_the_same(
     kept = read_table(scored / "sft" / "weight_samples", WEIGHT_SAMPLES)
     ids = {row["example_id"] for rows in mine for row in rows}
     assert set(kept["example_id"].to_pylist()) == ids  # of every microbatch
+
+
+def with_sources(run_dir: Path, *names: str) -> list[dict[str, Any]]:
+    """The scored rows, of these sources by turns."""
+    file = run_dir / "score" / "scored" / "rows.parquet"
+    rows = read_table(file, SCORED).to_pylist()
+    for number, row in enumerate(rows):
+        row["source"] = names[number % len(names)]
+    write_rows(file, rows, SCORED)
+    return rows
+
+
+def test_sources_are_logged_apart(process_group: None, scored: Path) -> None:
+    """Like the step of a corpus of that source alone; no microbatch changes them."""
+    whole = SftWorker(job(run_config(scored, global_batch_size=16), scored, "sft")).step(0)
+    assert not any(name.startswith("sft/source/") for name in whole)
+    rows = with_sources(scored, "a/b", "c")
+    config = run_config(scored, global_batch_size=16, microbatch_tokens=24)
+    found = SftWorker(job(config, scored, "sft")).step(0)
+    assert {k: v for k, v in found.items() if "/source/" not in k} == pytest.approx(whole, rel=1e-4)
+    for source in ("a/b", "c"):
+        only = [row for row in rows if row["source"] == source]
+        write_rows(scored / "score" / "scored" / "rows.parquet", only, SCORED)
+        alone = SftWorker(job(run_config(scored), scored, "sft")).step(0)
+        name = f"sft/source/{source.replace('/', '_')}"
+        same = {
+            metric: alone[f"sft/{metric}"]
+            for metric in (
+                *("num_tokens", "nll", "weight/mean", "ess_fraction", "log_ratio/mean"),
+                *("log_ratio_clip_low_fraction", "log_ratio_clip_high_fraction"),
+                "log_weight_floor_fraction",
+            )
+        }
+        shares = {
+            "token_share": alone["sft/num_tokens"] / whole["sft/num_tokens"],
+            "weight_share": alone["sft/num_tokens"]
+            * alone["sft/weight/mean"]
+            / (whole["sft/num_tokens"] * whole["sft/weight/mean"]),
+        }
+        logged = {k.removeprefix(f"{name}/"): v for k, v in found.items() if f"{name}/" in k}
+        assert logged == pytest.approx(same | shares, rel=1e-5)
+
+
+def test_the_gradient_ratio_is_that_of_plain_pytorch(process_group: None, scored: Path) -> None:
+    config = run_config(scored, microbatch_tokens=24)
+    worker = SftWorker(job(config, scored, "sft"))
+    found = worker.gradient_ratio(0)["sft/grad_norm_ratio_to_uniform"]
+    rows = worker._my_rows(0)[:COMPARED_ROWS]
+    norms = [_gradient_norm(rows, weighted=weighted) for weighted in (True, False)]
+    assert found == pytest.approx(norms[0] / norms[1], rel=1e-4)
+    assert abs(found - 1) > 0.05  # the two differ
+
+
+def _gradient_norm(rows: list[dict[str, Any]], *, weighted: bool) -> float:
+    """Of the weighted NLL, by transformers' logits and autograd; weights by PEAR's recursion."""
+    model = AutoModelForCausalLM.from_pretrained(embedded_path("student"), dtype=torch.float32)
+    num_tokens = sum(sum(row["loss_mask"]) for row in rows)
+    for row in rows:
+        ids = torch.tensor(row["token_ids"])
+        logprobs = model(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+        chosen = logprobs.gather(1, ids[1:, None])[:, 0][torch.tensor(row["loss_mask"])[1:]]
+        weights = [1.0]
+        behavior = torch.tensor(row["behavior_logprobs"])[torch.tensor(row["loss_mask"])]
+        for ratio in (chosen.detach() - behavior).clamp(-0.08, 0.30).tolist()[:0:-1]:
+            weights.insert(0, 0.999 * math.exp(ratio) * weights[0])
+        losses = -chosen * torch.tensor(weights) if weighted else -chosen
+        (losses.sum() / num_tokens).backward()
+    return float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "ddp"])
+def test_looking_at_the_gradient_ratio_changes_no_bit(
+    process_group: None, scored: Path, backend: str
+) -> None:
+    """DeepSpeed's probe is in test_backends.py: it wants a process group of its own."""
+    ends = []
+    for looks in (True, False):
+        alarms = {"gradient_ratio_every": int(looks)}
+        settings: dict[str, Any] = {"backend": {"kind": backend}, "alarms": alarms}
+        settings |= {"ema_decay": 0.5, "weights": {"kind": "pear", "ratio_policy": "ema"}}
+        worker = SftWorker(job(run_config(scored, **settings), scored, "sft"))
+        ratios = [worker.gradient_ratio(0)]
+        metrics = [worker.step(0)]
+        ratios.append(worker.gradient_ratio(1))
+        metrics.append(worker.step(1))
+        assert [len(each) for each in ratios] == [int(looks)] * 2
+        ends.append((metrics, [_whole(p) for p in worker.trainer.module.parameters()]))
+    (metrics, weights), (plain_metrics, plain_weights) = ends
+    assert metrics == plain_metrics
+    assert all(torch.equal(one, other) for one, other in zip(weights, plain_weights, strict=True))
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    found = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return found.detach().clone()
+
+
+def test_the_gradient_ratio_is_looked_at_when_it_is_due(process_group: None, scored: Path) -> None:
+    alarms = {"gradient_ratio_every": 2}
+    rows = add_candidates(scored)
+    settings: dict[str, Any] = {"alarms": alarms, "objective": "talr", "negatives": {"scale": 0.1}}
+    worker = SftWorker(job(run_config(scored, **settings), scored, "sft"))
+    assert [len(worker.gradient_ratio(step)) for step in range(2)] == [1, 0]
+    never = {"alarms": {"gradient_ratio_every": 0}}
+    assert SftWorker(job(run_config(scored, **never), scored, "sft")).gradient_ratio(0) == {}
+    uniform = {"weights": {"kind": "uniform"}, "alarms": alarms}
+    assert SftWorker(job(run_config(scored, **uniform), scored, "sft")).gradient_ratio(0) == {}
+    for row in rows:
+        row["is_negative"] = True  # nothing whose gradient could be compared
+    write_rows(scored / "score" / "scored" / "rows.parquet", rows, SCORED_TOP)
+    negative = {"alarms": alarms, "negatives": {"scale": 0.1}}
+    assert SftWorker(job(run_config(scored, **negative), scored, "sft")).gradient_ratio(0) == {}
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_all_weights_at_the_floor(process_group: None, scored: Path, action: str) -> None:
+    """A behavior policy that is sure of what the policy would never write, at sequence level."""
+    file = scored / "score" / "scored" / "rows.parquet"
+    rows = read_table(file, SCORED).to_pylist()
+    for row in rows:
+        row["behavior_logprobs"] = [0.0] * len(row["token_ids"])
+    write_rows(file, rows, SCORED)
+    weights = {"kind": "pear", "level": "sequence", "log_ratio_clip_low": -8.0}
+    settings = {"weights": weights, "alarms": {"action": action}}
+    worker = SftWorker(job(run_config(scored, **settings), scored, "sft"))
+    metrics = worker.step(0)
+    assert metrics["sft/weight/mean"] == pytest.approx(math.exp(-10), rel=1e-6)
+    if action == "stop":
+        with pytest.raises(TrainingError, match="step 1: all weights are at the floor: each of"):
+            worker._watch(metrics, 1)
+    else:
+        worker._watch(metrics, 1)
+        log = (scored / "metrics.jsonl").read_text(encoding="utf-8")
+        assert log.count("all weights are at the floor") == 1
+
+
+def test_the_average_is_swapped_in_once_a_step(
+    process_group: None, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With candidates beside it, and as many rows collated as there are."""
+    add_candidates(scored)
+    weights = {"kind": "pear", "ratio_policy": "ema"}
+    settings: dict[str, Any] = {"weights": weights, "ema_decay": 0.5, "objective": "forward_kl"}
+    worker = SftWorker(job(run_config(scored, microbatch_tokens=24, **settings), scored, "sft"))
+    counts = {"swaps": 0, "rows": 0}
+    averaged, collator = worker.trainer.averaged, worker.collator
+
+    def swap() -> Any:
+        counts["swaps"] += 1
+        return averaged()
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        counts["rows"] += len(rows)
+        return collator(rows)
+
+    monkeypatch.setattr(worker.trainer, "averaged", swap)
+    monkeypatch.setattr(worker, "collator", collate)
+    assert worker.step(0)["sft/grad_norm"] > 0
+    assert counts == {"swaps": 1, "rows": 8}
+
+
+def test_rows_are_counted_as_they_are_read(scored: Path) -> None:
+    rows = add_candidates(scored)
+    for settings, count in (({}, 12), ({"negatives": {"scale": 0.1}}, len(rows))):
+        config = run_config(scored, **settings).sft
+        assert num_training_rows(config, scored) == count == len(training_rows(config, scored))
 
 
 def test_rows_kept_out_of_training_are_looked_at(process_group: None, scored: Path) -> None:

@@ -8,7 +8,12 @@ import torch
 from pear_ray.algorithms import objectives as core
 from pear_ray.algorithms.forward_kl import forward_kl_top_k
 from pear_ray.config.sft import SftConfig
-from pear_ray.distributed.sft_terms import microbatch_terms, token_losses, token_weights
+from pear_ray.distributed.sft_terms import (
+    RowGroups,
+    microbatch_terms,
+    token_losses,
+    token_weights,
+)
 from pear_ray.engines.batches import Row, TokenBatch, collate
 
 # Both sequences of the worked example and its negative (prompt of two tokens in front).
@@ -91,6 +96,21 @@ def test_negatives_beside_positives_change_neither() -> None:
     assert terms.sums["numerator"] == pytest.approx(alone.sums["numerator"] + pushed, abs=1e-5)
     assert terms.sums["denominator"] == 11
     terms.numerator.backward()
+
+
+def test_the_worked_batch_by_source() -> None:
+    """Row 0 (weights 1.34 ... 1) of one source, row 1 of another; the negative in no source."""
+    groups = RowGroups(torch.tensor([1, 0, 1]), 2)
+    wanted = settings(negatives={"scale": 0.1})
+    sums = microbatch_terms(outputs(POLICY), batch_of(0, 1, 2), wanted, groups=groups).sums
+    assert (sums["group_01_tokens"], sums["group_00_tokens"]) == (6, 2)
+    first = [1.343123, 1.456444, 1.080040, 1.081122, 1.104066, 1.0]
+    assert sums["group_01_weight"] == pytest.approx(sum(first), abs=1e-5)
+    assert sums["group_00_weight"] == pytest.approx(2.220181, abs=1e-6)
+    assert sums["group_01_nll"] == pytest.approx(2.97, abs=1e-6)
+    assert sums["group_00_nll"] == pytest.approx(1.4, abs=1e-6)
+    without = microbatch_terms(outputs(POLICY), batch_of(0, 1, 2), wanted).sums
+    assert {name: value for name, value in sums.items() if "group" not in name} == without
 
 
 def test_negatives_of_plain_sft_are_not_weighted() -> None:
