@@ -196,6 +196,24 @@ def sft_grad_norm(data: RunData) -> Chart:
     )
 
 
+def gradient_ratio(data: RunData) -> Chart:
+    """Gradient norm over that of uniform weights, where it was looked at, with the alarms."""
+    steps, values = data.series("sft", "sft/grad_norm_ratio_to_uniform")
+    alarms = data.config.sft.alarms if data.config else None
+    bounds = (alarms.min_gradient_ratio, alarms.max_gradient_ratio) if alarms else ()
+    return line_chart(
+        [Line("ratio", steps, np.where(values > 0, values, np.nan), BLUE)],
+        title="Gradient norm beside uniform weights",
+        caption="Of a few of a step's rows: the gradient norm over what uniform weights would give "
+        "them. 1 is plain SFT; far below it the weights let little train, far above it few tokens "
+        "decide. Dashed lines are the alarms.",
+        x_label="SFT step",
+        y_label="ratio",
+        thresholds=[Threshold(f"{bound:g}", bound) for bound in bounds if bound > 0],
+        log=True,
+    )
+
+
 def _first_and_last_quarter(
     samples: WeightSamples,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.sft import PearWeights
-from pear_ray.reporting import corpus_figures, outcome, rl_figures
+from pear_ray.reporting import corpus_figures, outcome, rl_figures, source_figures
 from pear_ray.reporting.load import RunData
+from pear_ray.reporting.page import Table
 from pear_ray.reporting.plot import Chart
 from pear_ray.telemetry.follow import SPEED_METRIC
 
@@ -23,6 +24,7 @@ class Section:
     title: str
     charts: list[Chart] = field(default_factory=list)
     wide: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def draw(
@@ -99,7 +101,24 @@ def _sft(data: RunData) -> Section:
     section = Section("sft", "SFT")
     section.draw(data, "sft", "sft/weighted_loss", corpus_figures.sft_loss)
     section.draw(data, "sft", "sft/grad_norm", corpus_figures.sft_grad_norm)
+    _gradient_ratio(section, data)
+    sources = source_figures.source_names(data)
+    if sources:  # only a corpus of several is logged by source
+        section.charts.append(source_figures.source_ess(data, sources))
+        section.charts.append(source_figures.source_weight_shares(data, sources))
+        section.tables.append(source_figures.source_table(data, sources))
     return section
+
+
+def _gradient_ratio(section: Section, data: RunData) -> None:
+    name = "sft/grad_norm_ratio_to_uniform"
+    values = data.series("sft", name)[1]
+    if len(values) > 1:
+        section.charts.append(corpus_figures.gradient_ratio(data))
+    elif len(values) == 1:  # a dot is no figure
+        section.missing.append(
+            f"the first step's gradient norm was {values[0]:.3g} of what uniform weights would give"
+        )
 
 
 def _rl(data: RunData) -> Section:

@@ -36,7 +36,7 @@ SCORES = {
 }
 
 
-def make_run(run_dir: Path, *, scores=SCORES, config=CONFIG) -> Path:
+def make_run(run_dir: Path, *, scores=SCORES, config=CONFIG, sources=()) -> Path:
     """Fill `run_dir` with every input of a report."""
     chance = random.Random(0)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def make_run(run_dir: Path, *, scores=SCORES, config=CONFIG) -> Path:
     ):
         make_manifest(run_dir / stage, seconds, counts)
     make_corpus(run_dir, chance)
-    make_metrics(run_dir, chance)
+    make_metrics(run_dir, chance, sources)
     make_weights(run_dir / "sft", chance)
     make_evaluation(run_dir / "evaluate", chance, scores)
     return run_dir
@@ -98,7 +98,7 @@ def make_corpus(run_dir, chance):
         tables.write_rows(path, scored[block : block + 64], tables.SCORED)
 
 
-def make_metrics(run_dir, chance):
+def make_metrics(run_dir, chance, sources):
     def log(stage, attempt=1):
         return MetricsLog(run_dir, run="synthetic", stage=stage, attempt=attempt)
 
@@ -108,7 +108,10 @@ def make_metrics(run_dir, chance):
         log("collect").log(values, step=step, num_steps=12)
         log("score").log({"score/tokens_per_s": chance.gauss(5200, 200)}, step=step, num_steps=12)
     for step in range(1, SFT_STEPS + 1):
-        log("sft").log(sft_metrics(step, chance), step=step, num_steps=SFT_STEPS)
+        values = sft_metrics(step, chance)
+        for place, source in enumerate(sources):
+            values |= source_metrics(step, source, 1 / 2 ** (place + 1))
+        log("sft").log(values, step=step, num_steps=SFT_STEPS)
     for step in range(1, 26):
         log("rl").log(rl_metrics(step, chance), step=step, num_steps=RL_STEPS)
     log("rl").event("warning", "mismatch gap 0.0121 at step 17 is above rl.mismatch_alert=0.01")
@@ -131,6 +134,25 @@ def sft_metrics(step, chance):
         "sft/grad_norm": 2.2 * math.exp(-3 * share) + 0.4 + abs(chance.gauss(0, 0.1)),
         "sft/tokens_per_s": chance.gauss(700, 30),
     }
+
+
+def source_metrics(step, source, share):
+    """The last one is not in the last step."""
+    tokens = 0 if step == SFT_STEPS and share < 0.2 else round(2000 * share)
+    values = {"num_tokens": tokens, "token_share": 0.0, "weight_share": 0.0}
+    if tokens:
+        values |= {
+            "token_share": share,
+            "weight_share": share * (1 + share) / 2,
+            "nll": 1.25 - 0.5 * step / SFT_STEPS,
+            "weight/mean": 0.5,
+            "ess_fraction": share,
+            "log_ratio/mean": -0.4,
+            "log_ratio_clip_low_fraction": 0.625,
+            "log_ratio_clip_high_fraction": 0.0,
+            "log_weight_floor_fraction": 0.031,
+        }
+    return {f"sft/source/{source}/{name}": value for name, value in values.items()}
 
 
 def rl_metrics(step, chance):

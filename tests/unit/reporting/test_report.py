@@ -87,6 +87,44 @@ def test_every_figure_has_a_drawing_and_one_caption(html):
         assert "nan" not in re.sub(r"<text.*?</text>", "", svg, flags=re.DOTALL).lower()
 
 
+@pytest.fixture(scope="module")
+def html_of_sources(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "sources"
+    make_run(run_dir, sources=("gsm8k", "_web", "c"))
+    log = MetricsLog(run_dir, run="synthetic", stage="sft", attempt=1)
+    for step, ratio in ((1, 0.02), (48, 0.5)):
+        log.log({"sft/grad_norm_ratio_to_uniform": ratio}, step=step, num_steps=48)
+    write_report(run_dir, run_dir / "report.html")
+    return (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+def test_sources_are_told_apart(html, html_of_sources):
+    """By the last step with tokens of each: of the third, the step before the last."""
+    rows = {
+        "gsm8k": "48 1,000 50.0 % 37.5 % 0.5 50.0 % 0.75 -0.4 62.5 % 0.0 % 3.1 %",
+        "_web": "48 500 25.0 % 15.6 % 0.5 25.0 % 0.75 -0.4 62.5 % 0.0 % 3.1 %",
+        "c": "47 250 12.5 % 7.0 % 0.5 12.5 % 0.76 -0.4 62.5 % 0.0 % 3.1 %",
+    }
+    for source, values in rows.items():
+        row = html_of_sources.partition(f'<tr><th scope="row">{source}</th>')[2]
+        cells = re.findall(r"<td>(.*?)</td>", row.partition("</tr>")[0])
+        assert " ".join(cells) == values
+    for title in ("Effective sample size by source", "Weight by source"):
+        drawing = html_of_sources.partition(f"<h3>{title}</h3>")[2].partition("</svg>")[0]
+        for name in ("gsm8k", "_web", "c"):
+            assert re.search(rf">\s*{name}</text>", drawing), (title, name)
+        assert "_tokens" not in drawing
+        assert title not in html
+
+
+def test_the_gradient_ratio_is_drawn_with_its_alarms(html, html_of_sources):
+    drawing = html_of_sources.partition("<h3>Gradient norm beside uniform weights</h3>")[2]
+    drawing = drawing.partition("</svg>")[0]
+    assert ">0.03</text>" in drawing
+    assert ">30</text>" in drawing
+    assert "Gradient norm beside uniform weights" not in html
+
+
 def test_ids_that_are_referenced_are_unique_on_the_page(html):
     ids = re.findall(r'\bid="([^"]+)"', html)
     used = set(re.findall(r"url\(#([^)]+)\)", html)) | set(re.findall(r'href="#([^"]+)"', html))
