@@ -25,3 +25,14 @@ class EvaluateConfig(Section):
     """Level of the bootstrap intervals over problems."""
     rewards: RewardConfig = RewardConfig()
     """How completions are verified."""
+
+
+class PassAtKConfig(Section):
+    """pass@k while a stage trains: by the evaluate stage's evaluator, with its settings."""
+
+    every: Annotated[int, Field(gt=0)]
+    """Optimizer steps between two evaluations; there is one before the first step and one after the
+    last."""
+    num_problems: Annotated[int, Field(gt=0)] | None = None
+    """Only the first so many of `evaluate.problems`. None: all, and numbers equal the evaluate
+    stage's."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pear_ray.config.base import Section
+from pear_ray.config.evaluate import PassAtKConfig
 from pear_ray.config.problems import ProblemSetConfig, RewardConfig
 from pear_ray.config.sections import OptimizerConfig
 
@@ -34,6 +35,8 @@ class RlConfig(Section):
     """How far above 1 a token's ratio may rise before its gradient stops."""
     rewards: RewardConfig = RewardConfig()
     """How completions are verified."""
+    pass_at_k: PassAtKConfig | None = None
+    """Evaluate while training; off unless this is set."""
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
     """Most tokens in one forward and backward pass of one rank: rows end to end, or padded where
     the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""

@@ -162,6 +162,17 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _enough_problems(self) -> "RunConfig":
+        size = self.evaluate.problems.size
+        for stage, settings in (("sft", self.sft.pass_at_k), ("rl", self.rl.pass_at_k)):
+            if settings is not None and (settings.num_problems or 0) > size:
+                raise ValueError(
+                    f"{stage}.pass_at_k.num_problems={settings.num_problems} wants more than the "
+                    f"evaluate.problems.size={size} there are; lower it, or leave it out for all"
+                )
+        return self
+
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path`, apply `overrides` (`sft.num_epochs=2`, left to right), and validate.

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pear_ray.config.backends import BackendConfig, FsdpBackend
 from pear_ray.config.base import Section
+from pear_ray.config.evaluate import PassAtKConfig
 from pear_ray.config.objectives import Asft, IwSft, Nll, ObjectiveConfig, Psft, SftKl
 from pear_ray.config.sections import OptimizerConfig
 
@@ -115,6 +116,8 @@ class SftConfig(Section):
     """Rows kept out of training, to see its loss on what it has not seen; chosen by `seed`."""
     evaluate_every: Annotated[int, Field(gt=0)] = 10
     """Optimizer steps between two looks at the held-out rows, and one after the last step."""
+    pass_at_k: PassAtKConfig | None = None
+    """Evaluate while training, with a vLLM engine beside each trainer; off unless this is set."""
     alarms: AlarmsConfig = AlarmsConfig()
     """When the weights of training are worth a warning."""
     num_epochs: Annotated[int, Field(gt=0)] = 1

@@ -13,6 +13,7 @@ from pear_ray.algorithms import advantages, mismatch, weight_health
 from pear_ray.algorithms.policy_losses import clipped_surrogate
 from pear_ray.algorithms.reduce import loss_numerator
 from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.evaluation import join_evaluation
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import (
     MODEL,
@@ -63,6 +64,8 @@ def rl_loop(job: dict[str, Any]) -> None:
         worker.run()
     finally:
         worker.pool.close()
+        if worker.evaluation:
+            worker.evaluation.close()
 
 
 class GrpoWorker:
@@ -81,6 +84,7 @@ class GrpoWorker:
             engine_spec(run, job.model, seed=self.seed),
             takes_weights=True,
         )
+        self.evaluation = join_evaluation(run, self.chat, self.engine, self.stage_dir)
         policy = shard(load_policy(job.model), device=run.cluster.device, dtype=run.models.dtype)
         self.canary = weights.canary_batch(policy.causal_lm.config.vocab_size, device=self.device)
         self.max_sync_gap = self.config.max_sync_gap or weights.MAX_GAP[run.models.dtype]
@@ -94,8 +98,10 @@ class GrpoWorker:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
         restore(self.trainer)
         self.publish_weights()
+        if self.trainer.step_count == 0 and (before := self._pass_at_k(0)) and self.rank == 0:
+            self.log.log(before, step=0, num_steps=self.config.num_steps)
         for step in range(self.trainer.step_count, self.config.num_steps):
-            metrics = self.step(step)
+            metrics = self.step(step) | self._pass_at_k(step + 1)
             if self.rank == 0:
                 self.log.log(metrics, step=step + 1, num_steps=self.config.num_steps)
                 if metrics["rl/mismatch/mean_gap"] > self.config.mismatch_alert:
@@ -111,6 +117,12 @@ class GrpoWorker:
             if self.stop and not last:
                 return
         export(self.trainer, self.chat, self.stage_dir / MODEL)
+
+    def _pass_at_k(self, step: int) -> dict[str, float]:
+        """What the evaluate stage would say of the weights, where the config wants it now."""
+        if self.evaluation and self.evaluation.is_due(step, num_steps=self.config.num_steps):
+            return self.evaluation.of_engine()  # it has been given the step's weights
+        return {}
 
     def step(self, step: int) -> dict[str, float]:
         """Sample, reward, train once, sync; the metrics of all ranks together.

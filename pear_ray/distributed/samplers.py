@@ -92,6 +92,7 @@ class SamplerPool:
         sampling: Sequence[Sampling],
         *,
         progress: Callable[[int, int], None],
+        prompts_per_call: int | None = None,
     ) -> list[list[Completion]]:
         """Completions of each prompt, in the order of `prompts`.
 
@@ -99,10 +100,11 @@ class SamplerPool:
             prompts: Token ids per prompt.
             sampling: One per prompt.
             progress: Called with the prompts done and the tokens sampled so far.
+            prompts_per_call: What an engine gets at once. None: as suits the number of engines.
         """
         calls = [
             (list(prompts[begin : begin + size]), list(sampling[begin : begin + size]))
-            for size in [self._prompts_per_call(len(prompts))]
+            for size in [prompts_per_call or self._prompts_per_call(len(prompts))]
             for begin in range(0, len(prompts), size)
         ]
         pool = ActorPool(self._actors)

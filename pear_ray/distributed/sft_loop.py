@@ -16,6 +16,7 @@ from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import compute_dtype
 from pear_ray.config.sft import SftConfig, UniformWeights
 from pear_ray.distributed.equivalence import ROWS_PER_RANK, check_equivalence
+from pear_ray.distributed.evaluation import start_evaluation
 from pear_ray.distributed.sft_alarms import WeightAlarms, weights_are_absolute
 from pear_ray.distributed.sft_metrics import (
     SAMPLED_TOKENS,
@@ -75,7 +76,12 @@ class TrainJob:
 
 def sft_loop(job: dict[str, Any]) -> None:
     """Train to the last step and export; Ray Train calls this on every worker."""
-    SftWorker(TrainJob(**job)).run()
+    worker = SftWorker(TrainJob(**job))
+    try:
+        worker.run()
+    finally:
+        if worker.evaluation:
+            worker.evaluation.close()
 
 
 class SftWorker:
@@ -88,6 +94,7 @@ class SftWorker:
         self.device = start_worker(job.config.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.chat = ChatTokenizer(job.model)
+        self.evaluation = start_evaluation(job.config, self.chat, job.model, self.stage_dir)
         self.rows, self.heldout = split_heldout(
             training_rows(self.config, job.run_dir),
             heldout_rows=self.config.heldout_rows,
@@ -122,6 +129,8 @@ class SftWorker:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
         if not restore(self.trainer) and self.config.check_equivalence:
             self._check_equivalence()
+        if self.trainer.step_count == 0 and (before := self._pass_at_k(0)) and self.rank == 0:
+            self.log.log(before, step=0, num_steps=self.num_steps)
         for step in range(self.trainer.step_count, self.num_steps):
             ratio = self.gradient_ratio(step)
             laps = Laps()
@@ -131,6 +140,7 @@ class SftWorker:
             metrics["sft/tokens_per_s"] = metrics.get("sft/num_tokens", 0) / laps.seconds["step"]
             if last or (step + 1) % self.config.evaluate_every == 0:
                 metrics |= self.heldout_metrics()
+            metrics |= self._pass_at_k(step + 1)
             if self.rank == 0:
                 self.log.log(metrics, step=step + 1, num_steps=self.num_steps)
             self._watch(metrics, step + 1)
@@ -141,6 +151,12 @@ class SftWorker:
         averaged = self.trainer.averaged() if self.config.export == "ema" else nullcontext()
         with averaged:
             export(self.trainer, self.chat, self.stage_dir / MODEL)
+
+    def _pass_at_k(self, step: int) -> dict[str, float]:
+        """What the evaluate stage would say of the weights, where the config wants it now."""
+        if self.evaluation and self.evaluation.is_due(step, num_steps=self.num_steps):
+            return self.evaluation.of_trainer(self.trainer, averaged=self.config.export == "ema")
+        return {}
 
     def _watch(self, metrics: dict[str, float], step: int) -> None:
         """Warn of what has happened to the weights, on every rank alike.

@@ -34,7 +34,8 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         )
     records = latest_by_step(read_metrics(run_dir / "metrics.jsonl"), "rl")
     rollouts = config.rl.prompts_per_step * config.rl.group_size
-    lengths = [record.metrics["rl/completion_length/mean"] for record in records]
+    # Step 0 is an evaluation before training.
+    lengths = [record.metrics["rl/completion_length/mean"] for record in records if record.step]
     return manifest.complete(
         stage_dir,
         counts={

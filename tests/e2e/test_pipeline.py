@@ -37,6 +37,7 @@ sft:
   num_epochs: 2
   global_batch_size: 16
   checkpoint_every: 2
+  pass_at_k: {{every: 100}}
 rl:
   problems: {{games: [{GAME}], size: 64, seed: 2}}
   optimizer: {{learning_rate: 1e-4}}
@@ -45,6 +46,7 @@ rl:
   group_size: 4
   max_tokens: 64
   checkpoint_every: 2
+  pass_at_k: {{every: 3}}
 evaluate:
   problems: {{games: [{GAME}], size: 24, seed: 3}}
   max_tokens: 64
@@ -118,6 +120,25 @@ def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
     assert "http" not in report.replace("http://www.w3.org/", "")  # self-contained
 
 
+def test_pass_at_k_while_training_is_the_evaluate_stages(finished: Path) -> None:
+    """Digit for digit: SFT begins at the base model, and ends where RL begins."""
+    results = json.loads((finished / "small" / "evaluate" / "results.json").read_text())
+    known = {each["checkpoint"]: each["metrics"] for each in results["checkpoints"]}
+    for stage, step, checkpoint in (
+        ("sft", 0, "base"),
+        ("sft", 12, "sft"),
+        ("rl", 0, "sft"),
+        ("rl", 6, "rl"),
+    ):
+        [found] = [r.metrics for r in metrics(finished, stage) if r.step == step]
+        for name, estimate in known[checkpoint].items():
+            assert found[f"{stage}/eval/{name}"] == estimate["value"]
+            assert found[f"{stage}/eval/{name}/low"] == estimate["low"]
+            assert found[f"{stage}/eval/{name}/high"] == estimate["high"]
+    evaluated = [r.step for r in metrics(finished, "rl") if "rl/eval/pass_at_1" in r.metrics]
+    assert evaluated == [0, 3, 6]
+
+
 def test_scores_agree_with_what_was_sampled_and_with_transformers(finished: Path) -> None:
     details = json.loads((finished / "small" / "score" / "manifest.json").read_text())["details"]
     assert details["score/given_gap/mean"] < 1e-5
@@ -125,7 +146,7 @@ def test_scores_agree_with_what_was_sampled_and_with_transformers(finished: Path
 
 
 def test_engine_and_trainer_agree_at_every_rl_step(finished: Path) -> None:
-    steps = metrics(finished, "rl")
+    steps = [record for record in metrics(finished, "rl") if record.step]
     assert [record.step for record in steps] == [1, 2, 3, 4, 5, 6]
     assert max(record.metrics["rl/mismatch/mean_gap"] for record in steps) < 1e-5
     assert max(record.metrics["rl/sync_gap"] for record in steps) < 1e-5
@@ -158,18 +179,24 @@ def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path
     resumed = [r for r in metrics(tmp_path, "rl") if r.attempt == max_attempt(tmp_path)]
     assert resumed[0].step in {3, 5}, "resumed from a committed checkpoint, not from the start"
     assert resumed[0].step <= killed_after + 1
-    undisturbed = {r.step: r.metrics["rl/reward/mean"] for r in metrics(finished, "rl")}
+    undisturbed = {r.step: r.metrics for r in metrics(finished, "rl")}
     for record in resumed:
-        assert record.metrics["rl/reward/mean"] == undisturbed[record.step]
+        for name in ("rl/reward/mean", "rl/eval/pass_at_1"):
+            assert record.metrics.get(name) == undisturbed[record.step].get(name)
     assert_same_weights(finished, tmp_path)
 
 
 def test_sigterm_checkpoints_and_sft_resumes_to_the_same_weights(
     finished: Path, tmp_path: Path
 ) -> None:
-    """Told to stop, then killed, then left to end: three attempts, and the same bits."""
+    """Told to stop, then killed, then left to end: three attempts, and the same bits.
+
+    Without the evaluations of the undisturbed run, which must not have changed them.
+    """
     shutil.copytree(finished / "small", tmp_path / "small")
-    (tmp_path / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    without = RUN_FILE.replace("  pass_at_k: {every: 100}\n", "")
+    assert without != RUN_FILE
+    (tmp_path / "small.yaml").write_text(without, encoding="utf-8")
     for stage in ("sft", "rl", "evaluate", "report"):
         shutil.rmtree(tmp_path / "small" / stage)
     (tmp_path / "small" / "metrics.jsonl").unlink()

@@ -62,8 +62,11 @@ class VllmEngine:
         Args:
             prompts: Token ids per prompt.
             sampling: One per prompt. A seed makes the samples independent of what else is in the
-                batch.
+                batch, but for rounding.
         """
+        # What earlier calls left would be read instead of computed, in which rounding differs:
+        # a call answers the same whatever the engine did before.
+        self.llm.reset_prefix_cache()
         params = [
             SamplingParams(
                 n=each.num_samples,

@@ -1,20 +1,15 @@
-"""The stages' own arithmetic and refusals, on rows written by hand."""
+"""What verdicts sum up to, and what is refused, on samples written by hand."""
 
 import pytest
 
 from pear_ray.config.evaluate import EvaluateConfig
 from pear_ray.errors import RewardError
-from pear_ray.records import Completion, FinishReason, Reward, RewardStatus
-from pear_ray.stages.evaluate import summarise
+from pear_ray.records import Reward, RewardStatus
+from pear_ray.tasks.judging import Judged, summarise
 
 GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
 OK, FAILED = Reward(RewardStatus.OK, 1.0), Reward(RewardStatus.FAILED, 0.0)
 ERRORED = Reward(RewardStatus.ERRORED, 0.0, "planted")
-STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
-
-
-def completion(ids: list[int], reason: FinishReason = STOP) -> Completion:
-    return Completion(ids, [-0.5] * len(ids), " ".join(map(str, ids)), reason)
 
 
 def evaluated(
@@ -28,11 +23,11 @@ def evaluated(
         }
     )
     groups = [
-        [completion([1, 2])] * (len(group) - 1) + [completion([1] * 4, LENGTH)]
+        [Judged(num_tokens=2, is_truncated=False, reward=reward) for reward in group[:-1]]
+        + [Judged(num_tokens=4, is_truncated=True, reward=group[-1])]
         for group in verdicts
     ]
-    flat = [verdict for group in verdicts for verdict in group]
-    return summarise(config, groups, flat, seed=0)
+    return summarise(config, groups, seed=0)
 
 
 def test_pass_at_k_of_known_verdicts() -> None:
