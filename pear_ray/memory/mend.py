@@ -138,7 +138,10 @@ def _knobs(config: RunConfig, name: str) -> Iterator[Knob]:
         # No fewer than the longest row: it could not be trained on.
         least = config.models.max_model_len
         yield _fewer_tokens(f"{name}.microbatch_tokens", stage.microbatch_tokens, least=least)
-    if name != "sft":
+    evaluates = config.sft.pass_at_k is not None
+    if name == "sft" and evaluates:
+        yield Knob("sft.pass_at_k", [None])
+    if name != "sft" or evaluates:
         yield (
             Knob("cluster.kv_cache_gib", _kv_caches(cluster.kv_cache_gib))
             if cluster.device == "cpu"

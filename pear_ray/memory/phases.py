@@ -123,18 +123,24 @@ def _score(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
 
 def _evaluate(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
     engine = _engine(config, shape, memory)
-    resident, total = engine_resident(engine), shape.num_parameters
-    whole = Item(
-        name="checkpoint while it is loaded",
-        # transformers loads it into the host's memory, wherever the engine computes.
-        num_bytes=FLOAT32_BYTES * total if config.cluster.device == "cpu" else 0,
-        formula=f"{FLOAT32_BYTES} bytes x {total:,} parameters, beside the engine's own",
-    )
+    resident = engine_resident(engine)
     moments = (
-        moment("loading a checkpoint", resident, [whole], engine_reload(engine)),
+        moment("loading a checkpoint", resident, _loaded_checkpoint(engine)),
         *beside(engine_sampling(engine), resident),
     )
     return _engine_phase("evaluate", config, engine, memory, moments, config.evaluate.rewards)
+
+
+def _loaded_checkpoint(engine: EnginePlan) -> list[Item]:
+    """What is there besides while an engine takes the weights of a checkpoint."""
+    total = engine.shape.num_parameters
+    whole = Item(
+        name="checkpoint while it is loaded",
+        # transformers loads it into the host's memory, wherever the engine computes.
+        num_bytes=FLOAT32_BYTES * total if engine.device == "cpu" else 0,
+        formula=f"{FLOAT32_BYTES} bytes x {total:,} parameters, beside the engine's own",
+    )
+    return [whole, *engine_reload(engine)]
 
 
 def _engine_phase(
@@ -175,13 +181,20 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         dtype=config.models.dtype,
         checkpointing=checkpointing or config.sft.activation_checkpointing,
     )
+    notes = (*_not_modelled(config.sft), *_notes(config, shape))
+    if config.sft.pass_at_k is not None:
+        engine = _engine(config, shape, memory)
+        between = trainer_state(trainer, gradients=False)
+        loading = moment("loading weights to evaluate", between, _loaded_checkpoint(engine))
+        verifiers = _verifiers(config, "evaluate", config.evaluate.rewards)
+        return _colocated("sft", config, memory, trainer, engine, [loading], verifiers, notes)
     return Phase(
         name="sft",
         num_workers=config.cluster.num_trainers,
         moments=beside(trainer_moments(trainer), _process(config, "sft")),
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         slack_bytes=trainer_slack(trainer),
-        notes=(*_not_modelled(config.sft), *_notes(config, shape)),
+        notes=notes,
     )
 
 
@@ -202,22 +215,42 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
         dtype=config.models.dtype,
         checkpointing=checkpointing,
     )
+    verifiers = _verifiers(config, "rl", config.rl.rewards)
+    if config.rl.pass_at_k is not None:
+        num_rows = max(num_rows, MAX_NUM_SEQS)  # a call of the evaluation fills the engine
+        verifiers += _verifiers(config, "evaluate", config.evaluate.rewards)
     engine = _engine(config, shape, memory, num_sequences=num_rows)
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
-    moments = [*trainer_moments(trainer), sync]
+    notes = _notes(config, shape)
+    return _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
+
+
+def _colocated(
+    name: str,
+    config: RunConfig,
+    memory: Memory,
+    trainer: TrainerPlan,
+    engine: EnginePlan,
+    handing_over: list[Moment],
+    verifiers: list[Item],
+    notes: tuple[str, ...],
+) -> Phase:
+    """A stage whose workers each hold a trainer and an engine all the time."""
+    moments = [*trainer_moments(trainer), *handing_over]
     if config.cluster.device == "cpu":
+        between = trainer_state(trainer, gradients=False)
         moments += beside(engine_sampling(engine), between)
     alone = beside(engine_sampling(engine), engine_resident(engine))
-    resident = [*_process(config, "rl"), *_verifiers(config), *engine_resident(engine)]
+    resident = [*_process(config, "rl"), *verifiers, *engine_resident(engine)]
     return Phase(
-        name="rl",
-        num_workers=ranks,
+        name=name,
+        num_workers=config.cluster.num_trainers,
         moments=beside(moments, resident),
-        available_bytes=_available(config, memory, ranks),
+        available_bytes=_available(config, memory, config.cluster.num_trainers),
         shortage=engine_shortage(engine),
         slack_bytes=trainer_slack(trainer) + engine_slack(engine, alone),
-        notes=_notes(config, shape),
+        notes=notes,
     )
 
 
@@ -270,14 +303,14 @@ def _process(config: RunConfig, kind: str) -> list[Item]:
     return [Item(name="process with its libraries", num_bytes=size, formula="as measured")]
 
 
-def _verifiers(config: RunConfig) -> list[Item]:
-    num = config.rl.rewards.num_processes
+def _verifiers(config: RunConfig, section: str, rewards: RewardConfig) -> list[Item]:
+    num = rewards.num_processes
     return [
         Item(
             name="verifier processes",
             num_bytes=num * VERIFIER_BYTES if config.cluster.device == "cpu" else 0,
             formula=f"{VERIFIER_BYTES // MIB} MiB as measured x {num}",
-            setting="rl.rewards.num_processes",
+            setting=f"{section}.rewards.num_processes",
         )
     ]
 

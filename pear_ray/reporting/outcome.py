@@ -9,12 +9,26 @@ import pyarrow.parquet as pq
 
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES
 from pear_ray.records import FinishReason, RewardStatus
-from pear_ray.reporting.load import CHECKPOINTS, Evaluation
-from pear_ray.reporting.plot import BLUE, GREY, INK, ORANGE, Chart, chart, legend, new_axes, note
+from pear_ray.reporting.load import CHECKPOINTS, Evaluation, RunData
+from pear_ray.reporting.plot import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    Chart,
+    chart,
+    legend,
+    new_axes,
+    note,
+    whole_steps,
+)
 from pear_ray.reporting.words import CHECKPOINT_WORDS, metric_words, pass_at_k_names
 
 SHOWN_CHARS = 1200  # of a completion: the start and the end carry the reasoning and the answer
 _COLOURS = {"base": GREY, "sft": BLUE, "rl": ORANGE}
+_K_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _IMPROVED, _NOT_IMPROVED = 3, 1
 
 
@@ -73,6 +87,41 @@ def pass_at_k(evaluation: Evaluation) -> Chart:
         "do not overlap does this evaluation tell two checkpoints apart."
     )
     return chart(figure, title="pass@k before and after each stage", caption=caption)
+
+
+def evaluated_while_training(data: RunData, stage: str) -> list[str]:
+    """The pass@k metrics that the stage logged while it trained, by k, without their prefix."""
+    prefix = f"{stage}/eval/"
+    logged = {name for record in data.metrics[stage] for name in record.metrics}
+    names = (name.removeprefix(prefix) for name in logged if name.startswith(prefix))
+    return pass_at_k_names(name for name in names if "/" not in name)
+
+
+def pass_at_k_over_steps(data: RunData, stage: str) -> Chart:
+    """pass@k of the weights in training, each in the band of its interval."""
+    figure, axes = new_axes(x_label=f"{stage.upper()} step", y_label="fraction of problems")
+    for index, name in enumerate(evaluated_while_training(data, stage)):
+        colour = _K_COLOURS[index % len(_K_COLOURS)]
+        metric = f"{stage}/eval/{name}"
+        steps, values = data.series(stage, metric)
+        low, high = (data.series(stage, f"{metric}/{end}")[1] for end in ("low", "high"))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.22, linewidth=0)
+        axes.plot(steps, values, color=colour, marker="o", label=metric_words(name))
+    axes.set_ylim(0, 1.05)
+    whole_steps(axes)
+    legend(axes)
+    which, level = "Problems", ""
+    if data.config:
+        settings = {"sft": data.config.sft.pass_at_k, "rl": data.config.rl.pass_at_k}[stage]
+        which = f"The first {settings.num_problems} problems" if settings else which
+        which = "All problems" if settings and settings.num_problems is None else which
+        level = f"{100 * data.config.evaluate.confidence:g} % "
+    caption = (
+        f"{which} of the evaluation, held out; bands span the {level}interval over problems. "
+        "Step 0 is the model that the stage begins with."
+    )
+    title = f"pass@k while {stage.upper()} trains"
+    return chart(figure, title=title, caption=caption)
 
 
 def example_problems(path: Path) -> list[ExampleProblem]:

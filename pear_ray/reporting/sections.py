@@ -99,6 +99,7 @@ def _weights(data: RunData) -> Section:
 
 def _sft(data: RunData) -> Section:
     section = Section("sft", "SFT")
+    _held_out(section, data, "sft")
     section.draw(data, "sft", "sft/weighted_loss", corpus_figures.sft_loss)
     section.draw(data, "sft", "sft/grad_norm", corpus_figures.sft_grad_norm)
     _gradient_ratio(section, data)
@@ -123,6 +124,7 @@ def _gradient_ratio(section: Section, data: RunData) -> None:
 
 def _rl(data: RunData) -> Section:
     section = Section("rl", "RL")
+    _held_out(section, data, "rl")
     section.draw(data, "rl", "rl/reward/mean", rl_figures.reward)
     section.draw(data, "rl", "rl/entropy", rl_figures.entropy)
     section.draw(data, "rl", "rl/completion_length/mean", rl_figures.length)
@@ -130,6 +132,12 @@ def _rl(data: RunData) -> Section:
     section.draw(data, "rl", "rl/mismatch/mean_gap", rl_figures.gaps)
     section.draw(data, "rl", "rl/grad_norm", rl_figures.grad_norm)
     return section
+
+
+def _held_out(section: Section, data: RunData, stage: str) -> None:
+    """pass@k while the stage trained, where the run asked for it."""
+    if outcome.evaluated_while_training(data, stage):
+        section.charts.append(outcome.pass_at_k_over_steps(data, stage))
 
 
 def _time(data: RunData) -> Section:

@@ -97,6 +97,17 @@ class StageProgress:
         """Tokens per second, as the stage last said."""
         return self.metrics.get(SPEED_METRIC.get(self.name, ""))
 
+    @property
+    def pass_at_k(self) -> tuple[str, float] | None:
+        """`pass@1` (the smallest k) and its value, as last evaluated while training; or None."""
+        prefix = f"{self.name}/eval/pass_at_"
+        found = {
+            int(name.removeprefix(prefix)): value
+            for name, value in self.metrics.items()
+            if name.startswith(prefix) and name.removeprefix(prefix).isdigit()
+        }
+        return (f"pass@{min(found)}", found[min(found)]) if found else None
+
     def step_s(self) -> float | None:
         """Median seconds per step over the recent steps of this attempt; None before two."""
         pairs = zip(self.ticks, list(self.ticks)[1:], strict=False)

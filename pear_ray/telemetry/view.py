@@ -92,7 +92,7 @@ def render_progress(state: ProgressState, *, now: float) -> Group:
 def step_line(stage: StageProgress, now: float) -> str:
     """`rl step 10/60, rl/reward/mean 0.310, 1,240 tokens/s, 3 min left`."""
     parts = [f"{stage.name} step {_step(stage)}"]
-    if stage.key_metric is not None:
+    if key_metric(stage):
         parts.append(key_metric(stage))
     if stage.tokens_per_s is not None:
         parts.append(f"{number(stage.tokens_per_s)} tokens/s")
@@ -110,10 +110,14 @@ def elapsed_s(stage: StageProgress, now: float) -> float | None:
 
 
 def key_metric(stage: StageProgress) -> str:
-    """The stage's key metric with its name, or nothing."""
-    if stage.key_metric is None:
-        return ""
-    return f"{KEY_METRIC[stage.name]} {number(stage.key_metric)}"
+    """The stage's key metric with its name, and pass@k where it evaluates; or nothing."""
+    shown = []
+    if stage.key_metric is not None:
+        shown.append(f"{KEY_METRIC[stage.name]} {number(stage.key_metric)}")
+    if stage.pass_at_k is not None:
+        name, value = stage.pass_at_k
+        shown.append(f"{name} {number(value)}")
+    return ", ".join(shown)
 
 
 def number(value: float | None) -> str:

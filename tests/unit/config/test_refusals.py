@@ -159,3 +159,14 @@ def test_objectives_that_cannot_be(run_file: Path, overrides: list[str], words: 
 )
 def test_averages_that_nobody_keeps(run_file: Path, overrides: list[str], words: str) -> None:
     assert words in refusal(run_file, *overrides)
+
+
+def test_evaluating_on_more_problems_than_there_are(run_file: Path) -> None:
+    size = load_run(run_file, []).evaluate.problems.size
+    for stage in ("sft", "rl"):
+        settings = f"{stage}.pass_at_k={{every: 5, num_problems: {size + 1}}}"
+        assert (
+            f"{stage}.pass_at_k.num_problems={size + 1} wants more than the "
+            f"evaluate.problems.size={size} there are"
+        ) in refusal(run_file, settings)
+        load_run(run_file, [settings.replace(str(size + 1), str(size))])

@@ -87,6 +87,32 @@ def test_trainer_and_engine_are_there_together() -> None:
     assert {"weight sync", "log-probs in the engine"} <= {each.name for each in rl.moments}
 
 
+def test_evaluating_while_sft_trains_takes_an_engine() -> None:
+    """The engine, its verifiers and a checkpoint on its way; switched off it is what mends it."""
+    on = phases(run("sft.pass_at_k={every: 5}"))["sft"]
+    engine = {"engine's weights", "packed copies of embedding and head", "KV cache"}
+    assert all(engine | {"verifier processes"} <= names(each) for each in on.moments)
+    [loading] = [each for each in on.moments if each.name == "loading weights to evaluate"]
+    sizes = {item.name: item.num_bytes for item in loading.items}
+    assert sizes["checkpoint while it is loaded"] == 4 * QWEN3.num_parameters
+    assert sizes["parameters"] == 4 * QWEN3.num_parameters // 2
+    off = phases(run())["sft"]
+    extra = on.peak.num_bytes - off.peak.num_bytes
+    # float32 weights and two packed embeddings, a GiB of KV cache, a verifier, vLLM's code
+    least = 4 * QWEN3.num_parameters + 8 * QWEN3.vocab_size * QWEN3.hidden_size + GIB
+    least += VERIFIER_BYTES + PROCESS_BYTES["rl"] - PROCESS_BYTES["sft"]
+    assert extra == least
+    on_cuda = run("cluster.device=cuda", "models.dtype=bfloat16", "sft.pass_at_k={every: 5}")
+    found = mends("sft", on_cuda, device=48 * GIB)
+    assert found["sft.pass_at_k"] is None
+    assert found["cluster.gpu_memory_fraction"] < 0.85
+
+
+def test_rl_that_evaluates_has_its_verifiers_too() -> None:
+    on, off = phases(run("rl.pass_at_k={every: 5}"))["rl"], phases(run())["rl"]
+    assert on.peak.num_bytes == off.peak.num_bytes + VERIFIER_BYTES
+
+
 def test_a_process_counts_where_its_memory_is_the_devices() -> None:
     on_cpu, on_cuda = phases(run()), phases(run("cluster.device=cuda"), device=80 * GIB)
     libraries = [item for item in on_cpu["sft"].peak.items if item.formula == "as measured"]

@@ -13,7 +13,12 @@ from synthetic_run import CONFIG, SCORES, make_evaluation, make_run
 from pear_ray.config.run import dump_run, validate_run
 from pear_ray.errors import InputError
 from pear_ray.reporting.load import WeightSamples, load_run_data
-from pear_ray.reporting.outcome import SHOWN_CHARS, shorten
+from pear_ray.reporting.outcome import (
+    SHOWN_CHARS,
+    evaluated_while_training,
+    pass_at_k_over_steps,
+    shorten,
+)
 from pear_ray.reporting.plot import running_mean
 from pear_ray.reporting.report import write_report
 from pear_ray.reporting.rl_figures import MAX_SYNC_GAPS
@@ -183,6 +188,29 @@ def test_an_empty_folder_gives_a_page_that_says_what_is_missing(tmp_path):
     ):
         assert sentence in html
     assert "<svg" not in html
+
+
+def test_pass_at_k_while_training_is_drawn_where_it_was_logged(tmp_path, html):
+    assert "pass@k while" not in html
+    config = json.loads(json.dumps(CONFIG))
+    config["sft"]["pass_at_k"] = {"every": 24, "num_problems": 7}
+    run_dir = make_run(tmp_path / "synthetic", config=config)
+    log = MetricsLog(run_dir, run="synthetic", stage="sft", attempt=1)
+    for step, value in ((0, 0.08), (24, 0.15), (48, 0.21)):
+        metrics = {"": value, "/low": value - 0.02, "/high": value + 0.02}
+        names = {f"sft/eval/pass_at_1{end}": each for end, each in metrics.items()}
+        log.log(names, step=step, num_steps=48)
+    data = load_run_data(run_dir)
+    assert evaluated_while_training(data, "sft") == ["pass_at_1"]
+    assert evaluated_while_training(data, "rl") == []
+    drawn = pass_at_k_over_steps(data, "sft")
+    assert drawn.title == "pass@k while SFT trains"
+    assert "The first 7 problems of the evaluation" in drawn.caption
+    assert "95 % interval" in drawn.caption
+    write_report(run_dir, run_dir / "report.html")
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert page.count(drawn.svg) == 1
+    assert "pass@k while RL trains" not in page
 
 
 def test_uniform_weights_are_named_instead_of_drawn(tmp_path):

@@ -2,6 +2,7 @@ import pytest
 
 from pear_ray.telemetry.follow import Follower, ProgressState, StageState
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, MetricRecord, MetricsLog
+from pear_ray.telemetry.view import key_metric
 
 
 def metric(time, step, *, stage="rl", attempt=1, num_steps=10, **metrics):
@@ -123,6 +124,20 @@ def test_key_metric_and_speed_are_each_stages_own():
     assert state.stages["rl"].tokens_per_s == 900.0
     assert state.stages["evaluate"].key_metric == 0.5
     assert state.stages["evaluate"].tokens_per_s is None
+
+
+def test_pass_at_k_is_shown_beside_the_key_metric():
+    """Of the smallest k, whatever the order; intervals are no values."""
+    names = {
+        "sft/eval/pass_at_8": 0.5,
+        "sft/eval/pass_at_2/low": 0.1,
+        "sft/eval/pass_at_2": 0.25,
+        "sft/weighted_loss": 1.5,
+    }
+    stage = folded(MetricRecord(0, "demo", "sft", 1, 0, 10, names)).stages["sft"]
+    assert stage.pass_at_k == ("pass@2", 0.25)
+    assert key_metric(stage) == "sft/weighted_loss 1.50, pass@2 0.250"
+    assert folded(metric(0, 1, rl__loss=0.5)).stages["rl"].pass_at_k is None
 
 
 def test_warnings_are_kept_apart_and_forgotten_by_a_new_driver():
