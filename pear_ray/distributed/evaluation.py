@@ -32,9 +32,9 @@ class Requests:
     """What every checkpoint is asked: problems, with prompt ids and sampling of each.
 
     Attributes:
-        problems_per_call: What an engine is given at once. It depends on nothing but the run's
-            config: rounding depends on what shares a batch, and in bfloat16 it decides tokens, so
-            that other calls would give other samples on another number of engines.
+        problems_per_call: What an engine is given at once; the `evaluate` section alone decides.
+            Where rounding depends on what shares a batch, calls cut by the number of engines would
+            let that number decide tokens.
     """
 
     problems: list[Problem]

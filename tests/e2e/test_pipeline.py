@@ -48,7 +48,7 @@ rl:
   checkpoint_every: 2
   pass_at_k: {{every: 3}}
 evaluate:
-  problems: {{games: [{GAME}], size: 24, seed: 3}}
+  problems: {{games: [{GAME}], size: 40, seed: 3}}  # more than one call to an engine
   max_tokens: 64
 """
 
