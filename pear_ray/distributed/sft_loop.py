@@ -205,9 +205,7 @@ class SftWorker:
         every = self.config.alarms.gradient_ratio_every
         if self.config.weights.kind == "uniform" or not every or step % every:
             return {}
-        end = self.rank + COMPARED_ROWS * self.world_size
-        some = self._rows_of(step, slice(self.rank, end, self.world_size))
-        rows = [row for row in some if trains_positively(row)]
+        rows = [row for row in self._my_rows(step)[:COMPARED_ROWS] if trains_positively(row)]
         microbatches = self._microbatches(rows)
         if not microbatches:  # on no rank is there such a row
             return {}
@@ -276,7 +274,7 @@ class SftWorker:
 
     def _check_equivalence(self) -> None:
         """Run the guard on the shortest rows of the first batch."""
-        rows = sorted(self._rows_of(0, slice(None)), key=lambda row: len(row["token_ids"]))
+        rows = sorted(self._rows_of(0), key=lambda row: len(row["token_ids"]))
         rows = rows[: ROWS_PER_RANK * self.world_size]
         if len(rows) == ROWS_PER_RANK * self.world_size:  # every rank has its own
             norm = functools.partial(self._gradient_norm, settings=self.config)
@@ -289,16 +287,12 @@ class SftWorker:
 
     def _my_rows(self, step: int) -> list[dict[str, Any]]:
         """This rank's share of the step's rows."""
-        return self._rows_of(step, slice(self.rank, None, self.world_size))
+        return self._rows_of(step, rank=self.rank, world_size=self.world_size)
 
-    def _rows_of(self, step: int, share: slice) -> list[dict[str, Any]]:
+    def _rows_of(self, step: int, **share: int) -> list[dict[str, Any]]:
+        config, num_steps = self.config, self.num_steps
         return rows_of_step(
-            self.rows,
-            step,
-            share=share,
-            config=self.config,
-            num_steps=self.num_steps,
-            seed=self.seed,
+            self.rows, step, config=config, num_steps=num_steps, seed=self.seed, **share
         )
 
     def _microbatches(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

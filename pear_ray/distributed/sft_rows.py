@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from pear_ray.algorithms.packing import split_for_ranks
 from pear_ray.artifacts.tables import SCORED, SCORED_TOP, read_table
 from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.run import RunConfig
@@ -83,15 +84,32 @@ def num_sft_steps(config: RunConfig, *, num_rows: int) -> int:
 
 
 def rows_of_step(
-    rows: pa.Table, step: int, *, share: slice, config: SftConfig, num_steps: int, seed: int
+    rows: pa.Table,
+    step: int,
+    *,
+    config: SftConfig,
+    num_steps: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[dict[str, Any]]:
-    """A share of the rows of a step, which are a slice of the epoch's seeded order."""
+    """A rank's share of the rows of a step, which are a slice of the epoch's seeded order.
+
+    Shares have nearly the same number of tokens: all ranks wait for the one with the most.
+    """
     size = config.global_batch_size
     epoch, batch = divmod(step, num_steps // config.num_epochs)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(rows), generator=generator)
-    taken = order[batch * size : (batch + 1) * size][share]
-    return rows.take(pa.array(taken.numpy())).to_pylist()
+    taken = order[batch * size : (batch + 1) * size].numpy()
+    lengths = _num_tokens(rows)[taken].tolist()
+    share = split_for_ranks(lengths, num_ranks=world_size)[rank]
+    return rows.take(pa.array(taken[share])).to_pylist()
+
+
+def _num_tokens(rows: pa.Table) -> np.ndarray:
+    """[row], from the lists' offsets: nothing is decoded."""
+    return pc.call_function("list_value_length", [rows["token_ids"]]).to_numpy()
 
 
 class Collator:
