@@ -62,10 +62,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         return plan.run_plan(config, device_bytes=parsed.device_memory, as_json=parsed.json)
     only = None if parsed.command == "run" else parsed.command
     if parsed.dry_run:
-        return _dry_run(config, only=only)
+        return _dry_run(config, only=only, reuse_from=parsed.reuse)
     _quieten()
     pipeline = importlib.import_module("pear_ray.pipeline")
-    run_dir = pipeline.run(config, only=only)
+    run_dir = pipeline.run(config, only=only, reuse_from=parsed.reuse)
     page = PAGES.get(parsed.command, "report/report.html")
     sys.stdout.write(f"run folder: {run_dir}\n")
     if (run_dir / page).exists():
@@ -82,9 +82,9 @@ def _status(run_dir: Path) -> int:
     return 0
 
 
-def _dry_run(config: RunConfig, *, only: str | None) -> int:
+def _dry_run(config: RunConfig, *, only: str | None, reuse_from: Sequence[Path]) -> int:
     dry_run = importlib.import_module("pear_ray.dry_run")
-    sys.stdout.write(dry_run.describe(config, only=only))
+    sys.stdout.write(dry_run.describe(config, only=only, reuse_from=reuse_from))
     return 0
 
 
@@ -120,6 +120,15 @@ def _parser() -> argparse.ArgumentParser:
         _add_run(command)
         command.add_argument(
             "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
+        )
+        command.add_argument(
+            "--reuse",
+            type=Path,
+            action="append",
+            default=[],
+            metavar="RUN_DIR",
+            help="take stages from there that are complete and of the same settings and inputs; "
+            "may be given again",
         )
     says = "what each phase will take of a device's memory, and what mends it where it is too much"
     plan = commands.add_parser("plan", help=says, description=says)

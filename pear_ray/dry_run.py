@@ -1,6 +1,6 @@
 """What a run would do, in words: stages, batches, devices. Starts nothing, writes nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pear_ray import pipeline, preflight
@@ -13,8 +13,8 @@ from pear_ray.memory.items import Verdict, summary
 from pear_ray.memory.phases import Memory, plan_phases, read_shapes
 
 
-def describe(config: RunConfig, *, only: str | None = None) -> str:
-    """The plan of the run, or of its stage `only`, as text.
+def describe(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path] = ()) -> str:
+    """The plan of the run, or of its stage `only`, as text; `reuse_from` as in `pipeline.run`.
 
     Raises:
         PearRayError: What the run itself would refuse before its first engine starts.
@@ -22,9 +22,9 @@ def describe(config: RunConfig, *, only: str | None = None) -> str:
     run_dir = run_path(config.output_dir, config.name)
     check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
-    planned = pipeline.plan(config, run_dir, models, only=only)
+    planned = pipeline.plan(config, run_dir, models, only=only, reuse_from=reuse_from)
     stages = [stage for stage in planned if only in (None, stage.name)]
-    to_make = [stage.name for stage in stages if not stage.is_current]
+    to_make = [stage.name for stage in stages if not stage.is_made]
     if "collect" in to_make:
         preflight.check_corpus(config, models)
     if {"collect", "rl", "evaluate"}.intersection(to_make):
@@ -52,6 +52,8 @@ def describe(config: RunConfig, *, only: str | None = None) -> str:
 def _stage_line(run_dir: Path, stage: pipeline.PlannedStage) -> str:
     if stage.is_current:
         what = "skip: complete and current"
+    elif stage.reuse_from is not None:
+        what = f"take: complete in {stage.reuse_from}"
     elif (run_dir / stage.name).exists():
         what = "make: what is there is unfinished, or of another config"
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pear_ray import preflight
-from pear_ray.artifacts import manifest
+from pear_ray.artifacts import manifest, reuse
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.config.run import RunConfig, dump_run
@@ -22,7 +22,13 @@ from pear_ray.preflight import Models
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
 from pear_ray.telemetry.live import LiveView
-from pear_ray.telemetry.metrics_log import MetricRecord, MetricsLog, Record
+from pear_ray.telemetry.metrics_log import (
+    METRICS_FILE,
+    MetricRecord,
+    MetricsLog,
+    Record,
+    copy_metrics,
+)
 from pear_ray.telemetry.trackers import open_trackers
 
 CONFIG_FILE = "config.yaml"
@@ -32,11 +38,22 @@ ENGINE_STAGES = frozenset({"collect", "score", "diagnose", "sft", "rl", "evaluat
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage of this run: its identity, and whether it has to be made."""
+    """A stage of this run: its identity, and whether it has to be made.
+
+    Attributes:
+        is_current: Whether the run's folder holds it.
+        reuse_from: Where it does not, another run's folder that does.
+    """
 
     name: str
     fingerprint: str
     is_current: bool
+    reuse_from: Path | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether nothing has to run for it."""
+        return self.is_current or self.reuse_from is not None
 
 
 def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
@@ -87,23 +104,49 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
 
 
 def plan(
-    config: RunConfig, run_dir: Path, models: Models, *, only: str | None = None
+    config: RunConfig,
+    run_dir: Path,
+    models: Models,
+    *,
+    only: str | None = None,
+    reuse_from: Sequence[Path] = (),
 ) -> list[PlannedStage]:
-    """Every stage in order, with whether its artifact is there already.
+    """Every stage in order, with whether its artifact is there already, or in another run.
 
     One that is made on demand is among them only where it is the stage `only`, right behind the
     stages that it builds on.
+
+    Raises:
+        InputError: A folder of `reuse_from` is no run's.
+        ArtifactError: A folder of `reuse_from` holds no stage of this run.
     """
+    reuse.check_runs(reuse_from)
     identities = fingerprints(config, models)
     names = [name for name in STAGES if only not in ON_DEMAND_STAGES or name in BUILDS_ON[only]]
+    names += [name for name in ON_DEMAND_STAGES if name == only]
+    for folder in reuse_from:
+        if not any(reuse.holder([folder], name, identities[name]) for name in names):
+            raise ArtifactError(
+                f"--reuse {folder}: none of its complete stages was made by this run's settings "
+                "and inputs; compare both config.yaml, or leave --reuse out"
+            )
+    current = {name: manifest.is_current(run_dir / name, identities[name]) for name in names}
     return [
-        PlannedStage(name, identities[name], manifest.is_current(run_dir / name, identities[name]))
-        for name in (*names, *(name for name in ON_DEMAND_STAGES if name == only))
+        PlannedStage(
+            name,
+            identities[name],
+            current[name],
+            None if current[name] else reuse.holder(reuse_from, name, identities[name]),
+        )
+        for name in names
     ]
 
 
-def run(config: RunConfig, *, only: str | None = None) -> Path:
+def run(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path] = ()) -> Path:
     """Run all stages, or the stage `only`; the run's folder.
+
+    A stage that a run of `reuse_from` holds complete, made by the same settings and inputs, is
+    taken over from there, and so is what `only` builds on.
 
     Raises:
         PearRayError: A stage could not start or failed. What was complete stays complete.
@@ -111,8 +154,8 @@ def run(config: RunConfig, *, only: str | None = None) -> Path:
     run_dir = run_dirs.run_path(config.output_dir, config.name)
     run_dirs.check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
-    stages = plan(config, run_dir, models, only=only)
-    to_make = [s.name for s in stages if not s.is_current and only in (None, s.name)]
+    stages = plan(config, run_dir, models, only=only, reuse_from=reuse_from)
+    to_make = [s.name for s in stages if not s.is_made and only in (None, s.name)]
     if only is not None:
         _require_inputs(stages, only, run_dir)
     if "collect" in to_make:
@@ -124,12 +167,36 @@ def run(config: RunConfig, *, only: str | None = None) -> Path:
     run_dirs.claim(run_dir, name=config.name)
     with run_dirs.driver_lock(run_dir):
         (run_dir / CONFIG_FILE).write_text(dump_run(config), encoding="utf-8")
-        _run_stages(config, run_dir, [s for s in stages if only in (None, s.name)])
+        attempt = run_dirs.next_attempt(run_dir)
+        names = [stage.name for stage in stages]
+        for stage in stages[: None if only is None else names.index(only) + 1]:
+            if stage.reuse_from is not None:
+                _take_over(config, run_dir, stage, stage.reuse_from, attempt=attempt)
+        _run_stages(config, run_dir, [s for s in stages if only in (None, s.name)], attempt=attempt)
     return run_dir
 
 
-def _run_stages(config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage]) -> None:
-    attempt = run_dirs.next_attempt(run_dir)
+def _take_over(
+    config: RunConfig, run_dir: Path, stage: PlannedStage, source: Path, *, attempt: int
+) -> None:
+    """The stage from the run in `source`, with its numbers, and a record of where it came from."""
+    made = reuse.take(source / stage.name, run_dir / stage.name, expected=stage.fingerprint)
+    copy_metrics(
+        source / METRICS_FILE,
+        run_dir / METRICS_FILE,
+        stage=stage.name,
+        run=config.name,
+        attempt=attempt,
+    )
+    log = _log(config, run_dir, stage.name, attempt)
+    if others := reuse.other_versions(made):
+        log.event("warning", f"taken from {source}, where it was made with {', '.join(others)}")
+    log.event("stage_skipped", f"taken from {source}")
+
+
+def _run_stages(
+    config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage], *, attempt: int
+) -> None:
     tree = json.loads(config.model_dump_json())
     warn = _log(config, run_dir, stages[0].name, attempt).event
     trackers = open_trackers(
@@ -137,7 +204,7 @@ def _run_stages(config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage]
     )
     with contextlib.ExitStack() as open_things:
         on_record = None
-        if any(s.name in ENGINE_STAGES and not s.is_current for s in stages):
+        if any(s.name in ENGINE_STAGES and not s.is_made for s in stages):
             on_record = _connect(config, open_things)
         names = [stage.name for stage in stages]
         open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
@@ -170,8 +237,8 @@ def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[
 
 def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt: int) -> None:
     log = _log(config, run_dir, stage.name, attempt)
-    if stage.is_current:
-        log.event("stage_skipped", "complete and current")
+    if stage.is_made:
+        log.event("stage_skipped", _why_skipped(stage))
         return
     resumed = manifest.begin(run_dir / stage.name, stage.fingerprint)
     log.event("stage_started", "goes on where it stopped" if resumed else "begins")
@@ -189,11 +256,15 @@ def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt
     log.event("stage_finished", f"done in {time.monotonic() - started:.1f} s")
 
 
+def _why_skipped(stage: PlannedStage) -> str:
+    return f"taken from {stage.reuse_from}" if stage.reuse_from else "complete and current"
+
+
 def _require_inputs(stages: Sequence[PlannedStage], only: str, run_dir: Path) -> None:
     for stage in stages:
         if stage.name == only:
             return
-        if only != "report" and not stage.is_current:
+        if only != "report" and not stage.is_made:
             raise ArtifactError(
                 f"{run_dir / stage.name}: stage {stage.name!r}, which {only!r} builds on, is "
                 f"missing or was made by another config; run `pear {stage.name} RUN.yaml` first, "

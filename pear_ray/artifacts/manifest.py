@@ -103,15 +103,20 @@ def begin(stage_dir: Path, expected: str) -> bool:
         and json.loads(unfinished.read_text(encoding="utf-8"))["fingerprint"] == expected
     ):
         return True
+    remove(stage_dir)
+    stage_dir.mkdir(parents=True)
+    write_json(unfinished, {"fingerprint": expected, "started": time.time()})
+    return False
+
+
+def remove(stage_dir: Path) -> None:
+    """Remove `stage_dir` and all that is in it, if it is there."""
     doomed = stage_dir.with_name(f".{stage_dir.name}.removing")
-    shutil.rmtree(doomed, ignore_errors=True)  # of a begin() that was killed
+    shutil.rmtree(doomed, ignore_errors=True)  # of a removal that was killed
     if stage_dir.exists():
         # Renamed first: a kill during the removal must not leave a folder that looks begun.
         stage_dir.rename(doomed)
         shutil.rmtree(doomed)
-    stage_dir.mkdir(parents=True)
-    write_json(unfinished, {"fingerprint": expected, "started": time.time()})
-    return False
 
 
 def complete(

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,26 @@ class MetricsLog:
             complete = file.read(1) == b"\n"
         if not complete:
             _write(self._path, b"\n")
+
+
+def copy_metrics(source: Path, target: Path, *, stage: str, run: str, attempt: int) -> None:
+    """Append the numbers of `stage` in the file `source` to `target`, as of `run`'s `attempt`.
+
+    For an artifact that was taken over: its run's curves belong to it. Times stay as they were.
+    """
+    if not source.exists():
+        return
+    lines = [
+        json.dumps(
+            asdict(record)
+            | {"run": run, "attempt": attempt}
+            | {"metrics": {name: _to_json(value) for name, value in record.metrics.items()}},
+            allow_nan=False,
+        )
+        for record in latest_by_step(read_metrics(source), stage)
+    ]
+    if lines:
+        _write(target, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_metrics(path: Path) -> list[Record]:

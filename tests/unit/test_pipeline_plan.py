@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
-from pear_ray import pipeline
+from pear_ray import pipeline, preflight
 from pear_ray.artifacts import manifest
+from pear_ray.artifacts.run_dir import claim
 from pear_ray.config.run import RunConfig, validate_run
+from pear_ray.errors import ArtifactError
 from pear_ray.preflight import Models
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
+from pear_ray.telemetry.metrics_log import EventRecord, MetricRecord, MetricsLog, read_metrics
 
 GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
 MODELS = Models(Path("p"), {"*": Path("b")}, "policy-1", "behavior-1")
@@ -136,3 +139,54 @@ def test_a_diagnosis_hangs_on_scores_and_weights(corpus: Path) -> None:
     assert diagnosis(sft__weights={"kind": "pear", "gamma": 0.9}) != diagnosis()
     assert diagnosis(score__rows_per_block=8) != diagnosis()
     assert diagnosis(sft__num_epochs=2) == diagnosis()
+
+
+def other_run(folder: Path, identities: dict[str, str], *stages: str) -> Path:
+    """A run's folder in which `stages` are complete."""
+    claim(folder, name=folder.name)
+    for stage in stages:
+        manifest.begin(folder / stage, identities[stage])
+        manifest.complete(folder / stage, counts={"rows": 1})
+    return folder
+
+
+def test_what_another_run_holds_is_taken_where_it_is_the_same(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, sft__num_epochs=2)
+    theirs = pipeline.fingerprints(run_config(corpus), MODELS)  # differs from sft on
+    other = other_run(tmp_path / "other", theirs, "collect", "score", "sft")
+    mine = other_run(tmp_path / "mine", pipeline.fingerprints(config, MODELS), "collect")
+    plan = pipeline.plan(config, mine, MODELS, reuse_from=[other])
+    assert [(s.name, s.is_current, s.reuse_from) for s in plan[:3]] == [
+        ("collect", True, None),
+        ("score", False, other),
+        ("sft", False, None),
+    ]
+    assert [s.name for s in plan if s.is_made] == ["collect", "score"]
+
+
+def test_a_run_that_shares_no_stage_is_refused(corpus: Path, tmp_path: Path) -> None:
+    theirs = pipeline.fingerprints(run_config(corpus, models__max_model_len=32), MODELS)
+    other = other_run(tmp_path / "other", theirs, "collect", "score")
+    with pytest.raises(ArtifactError, match=r"--reuse .*other: none of its complete stages"):
+        pipeline.plan(run_config(corpus), tmp_path / "mine", MODELS, reuse_from=[other])
+
+
+def test_a_stage_taken_over_brings_its_numbers_and_is_not_run(corpus: Path, tmp_path: Path) -> None:
+    """`report` needs no Ray; were collect to run, it would want one."""
+    tree = {"models__policy": "embedded:student", "models__behavior": "embedded:teacher"}
+    config = run_config(corpus, output_dir=str(tmp_path), **tree)
+    identities = pipeline.fingerprints(config, preflight.check_models(config))
+    other = other_run(tmp_path / "other", identities, "collect")
+    log = MetricsLog(other, run="other", stage="collect", attempt=1)
+    log.log({"collect/rows": 5.0, "collect/odd": float("nan")}, step=1, num_steps=1)
+    run_dir = pipeline.run(config, only="report", reuse_from=[other])
+    assert manifest.is_current(run_dir / "collect", identities["collect"])
+    records = read_metrics(run_dir / "metrics.jsonl")
+    numbers, taken = (r for r in records if r.stage == "collect")
+    assert isinstance(numbers, MetricRecord)
+    assert (numbers.run, numbers.attempt, numbers.step) == ("t", 1, 1)
+    assert numbers.metrics["collect/rows"] == 5.0
+    assert numbers.metrics["collect/odd"] != numbers.metrics["collect/odd"]  # still not finite
+    assert isinstance(taken, EventRecord)
+    assert taken.message == f"taken from {other}"
+    assert manifest.is_current(run_dir / "report", identities["report"])
