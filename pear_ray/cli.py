@@ -15,6 +15,7 @@ from pear_ray.config.run import RunConfig, load_run
 from pear_ray.errors import DISK_FULL, PearRayError
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
+COMPARISON = "compare.html"
 SHOWN_ROWS = 3  # by `pear inspect`
 PAGES = {"diagnose": "diagnose/diagnose.html"}  # what to look at, where it is not the report
 BYTES_OF = {
@@ -50,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "doctor":
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
-    if parsed.command == "status":
-        return _status(parsed.run_dir)
+    if parsed.command in {"status", "compare"}:
+        return _look(parsed)
     if parsed.command == "inspect":
         _quieten()
         inspection = importlib.import_module("pear_ray.inspection")
@@ -73,12 +74,29 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _look(parsed: argparse.Namespace) -> int:
+    if parsed.command == "status":
+        return _status(parsed.run_dir)
+    return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
+
+
 def _status(run_dir: Path) -> int:
     from rich.console import Console
 
     from pear_ray.telemetry.status import render_status
 
     Console().print(render_status(run_dir))
+    return 0
+
+
+def _compare(run_dirs: Sequence[Path], *, out: Path | None, as_json: bool) -> int:
+    compare_page = importlib.import_module("pear_ray.reporting.compare_page")
+    if as_json:
+        sys.stdout.write(compare_page.comparison_json(run_dirs))
+    if out or not as_json:
+        page = out or Path(COMPARISON)
+        compare_page.write_comparison(run_dirs, page)
+        sys.stderr.write(f"comparison: {page}\n")
     return 0
 
 
@@ -142,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="for machines")
     status = commands.add_parser("status", help="where a run is, from any terminal")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    _add_compare(commands)
     inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
     inspect.add_argument(
         "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
@@ -153,6 +172,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and the installation")
     doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
     return parser
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    says = "several runs on one page: what differs in their settings, how they end, their curves"
+    compare = commands.add_parser("compare", help=says, description=says)
+    compare.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    compare.add_argument("--out", type=Path, metavar="FILE.html", help=f"the page ({COMPARISON})")
+    compare.add_argument(
+        "--json", action="store_true", help="print the table for machines, and write no page"
+    )
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:

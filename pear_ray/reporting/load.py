@@ -1,7 +1,7 @@
 """What a report reads of a run folder. What is not there is named with the reason, not an error."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from pear_ray.telemetry.metrics_log import (
 Floats = NDArray[np.float64]
 CHECKPOINTS = ("base", "sft", "rl")
 _ROWS_PER_READ = 1024  # long completions must not be in memory all at once
-_CONFIG_FILE = "config.yaml"
+CONFIG_FILE = "config.yaml"
 _T = TypeVar("_T")
 
 
@@ -89,10 +89,15 @@ class RunData:
 
     def series(self, stage: str, name: str) -> tuple[Floats, Floats]:
         """Steps and values of one metric, NaN where the value is not finite."""
-        rows = [(r.step, r.metrics[name]) for r in self.metrics[stage] if name in r.metrics]
-        table = np.array(rows, dtype=np.float64).reshape(-1, 2)
-        values = np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan)
-        return table[:, 0], values
+        return series(self.metrics[stage], name)
+
+
+def series(records: Sequence[MetricRecord], name: str) -> tuple[Floats, Floats]:
+    """Steps and values of one metric of a stage, NaN where the value is not finite."""
+    rows = [(r.step, r.metrics[name]) for r in records if name in r.metrics]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 2)
+    values = np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan)
+    return table[:, 0], values
 
 
 def load_run_data(run_dir: Path) -> RunData:
@@ -112,7 +117,7 @@ def load_run_data(run_dir: Path) -> RunData:
             missing[name] = str(error)
             return None
 
-    config_path = run_dir / _CONFIG_FILE
+    config_path = run_dir / CONFIG_FILE
     config = attempt("config", lambda: load_run(config_path))
     metrics_path = run_dir / METRICS_FILE
     records: list[Record] = read_metrics(metrics_path) if metrics_path.exists() else []
@@ -129,7 +134,7 @@ def load_run_data(run_dir: Path) -> RunData:
         manifests={stage: manifest for stage, manifest in manifests.items() if manifest},
         corpus=attempt("corpus", lambda: _load_corpus(run_dir)),
         weights=attempt("weights", lambda: _load_weights(run_dir / "sft")),
-        evaluation=attempt("evaluation", lambda: _load_evaluation(run_dir / "evaluate")),
+        evaluation=attempt("evaluation", lambda: load_evaluation(run_dir / "evaluate")),
         samples_path=samples_path if samples_path.exists() else None,
         missing=missing,
     )
@@ -185,7 +190,12 @@ def _load_weights(sft_dir: Path) -> WeightSamples:
     )
 
 
-def _load_evaluation(evaluate_dir: Path) -> Evaluation:
+def load_evaluation(evaluate_dir: Path) -> Evaluation:
+    """The results in `evaluate_dir`.
+
+    Raises:
+        ArtifactError: They are not there, or not of this version.
+    """
     path = evaluate_dir / "results.json"
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # matplotlib wants fixed colours; each stands for a CSS variable that differs in dark mode.
+_NAMES = ("ink", "muted", "grid", "grey", "blue", "orange", "green", "purple", "alert", "page")
+NUM_RUN_COLOURS = 7  # of runs side by side, after Okabe and Ito (2008); more get other dashes
+DASHES = ("", "6 3", "1.5 2", "7 2 1.5 2")  # so that a run's line repeats after 28 runs
 _SENTINELS = {
     name: f"#{i:02x}{i:02x}{i:02x}"
-    for i, name in enumerate(
-        ("ink", "muted", "grid", "grey", "blue", "orange", "green", "purple", "alert", "page"),
-        start=1,
-    )
+    for i, name in enumerate((*_NAMES, *(f"run{k}" for k in range(NUM_RUN_COLOURS))), start=1)
 }
-INK, MUTED, GRID, GREY, BLUE, ORANGE, GREEN, PURPLE, ALERT, PAGE = _SENTINELS.values()
-_STYLE = {
+INK, MUTED, GRID, GREY, BLUE, ORANGE, GREEN, PURPLE, ALERT, PAGE, *_ = _SENTINELS.values()
+STYLE = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
     "font.size": 9.0,
     "text.color": INK,
@@ -45,8 +45,9 @@ _STYLE = {
     "lines.markersize": 3.5,
 }
 _MARKED_POINTS = 30  # few points want to be seen one by one; many make a line
-_WIDTH_IN, _HEIGHT_IN = 5.6, 3.1
+WIDTH_IN, HEIGHT_IN = 5.6, 3.1
 _MARGIN = 0.125  # holds tick labels of six characters and the axis label
+_BOTTOM_IN = 0.48  # holds tick labels and the axis label
 _TOP = 0.97  # of the axes
 _LEGEND_TOP, _LEGEND_ROW = 0.96, 0.05  # with a legend: less for each of its rows
 _LEGEND_ROW_CHARS, _HANDLE_CHARS = 76, 5  # as many as fit above a figure; a line sample's share
@@ -81,16 +82,18 @@ class Threshold:
     value: float
 
 
-def new_axes(*, x_label: str, y_label: str, wide: bool = False) -> tuple["Figure", "Axes"]:
+def new_axes(
+    *, x_label: str, y_label: str, wide: bool = False, height_in: float = HEIGHT_IN
+) -> tuple["Figure", "Axes"]:
     """An empty styled chart with its axes; `wide` spans the page."""
     import matplotlib as mpl  # noqa: PLC0415 - half a second that other stages do not pay
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN * (2 if wide else 1), _HEIGHT_IN))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN * (2 if wide else 1), height_in))
         # Fixed margins: measuring every text for a layout would double the time to draw.
         margin = _MARGIN / 2 if wide else _MARGIN
-        figure.subplots_adjust(left=margin, right=0.985, bottom=0.155, top=_TOP)
+        figure.subplots_adjust(left=margin, right=0.985, bottom=_BOTTOM_IN / height_in, top=_TOP)
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -103,7 +106,7 @@ def chart(figure: "Figure", *, title: str, caption: str) -> Chart:
 
     buffer = io.StringIO()
     # The salt keeps the ids of clip paths apart when many figures share one page.
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return Chart(title, _inline(buffer.getvalue(), title), caption)
 
@@ -136,6 +139,16 @@ def line_chart(
     if len(lines) > 1:
         legend(axes)
     return chart(figure, title=title, caption=caption)
+
+
+def run_style(place: int) -> tuple[str, str]:
+    """The style sheet's name of the colour of the run at `place`, and its dashes in SVG's words."""
+    return f"run{place % NUM_RUN_COLOURS}", DASHES[place // NUM_RUN_COLOURS % len(DASHES)]
+
+
+def run_colour(place: int) -> str:
+    """The colour of the run at `place`, to draw with."""
+    return _SENTINELS[run_style(place)[0]]
 
 
 def log_axis(axes: "Axes", *, along: Literal["x", "y"] = "y") -> None:
@@ -230,6 +243,7 @@ def _inline(svg: str, title: str) -> str:
     """The bare `<svg>` element: no prolog, no size of its own, CSS variables for colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="(run-\d+)"', r'<g class="run \1"', svg)  # which a page can single out
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # never referenced, and not unique on a page
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)

@@ -1,0 +1,85 @@
+"""What a comparison says of its runs in sentences. It never claims more than the intervals."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from pear_ray.reporting.compare_table import last_value
+from pear_ray.reporting.compared import ComparedRun, evaluated_on, heldout_rows
+from pear_ray.reporting.load import CHECKPOINTS, Estimate
+from pear_ray.reporting.words import CHECKPOINT_WORDS, estimate_words, metric_words, overlap
+
+_OUTCOME = "pass_at_1"
+_MOST_LISTED = 4  # the figure of estimates shows all
+_NO_INTERVAL = "one run each, so no interval: another seed may order them otherwise"
+_NO_MEASURE = (
+    "No two runs have a common measure yet: pass@k of `evaluate`, or the loss of rows kept out of "
+    "training (`sft.heldout_rows`)."
+)
+
+
+def headline(runs: Sequence[ComparedRun]) -> list[str]:
+    """What may be said of the outcome, the most telling sentence first."""
+    if len(runs) == 1:
+        return ["One run: there is nothing to compare it with."]
+    return [*_pass_at_1(runs), *_heldout(runs)] or [_NO_MEASURE]
+
+
+def _pass_at_1(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """How the runs' last common checkpoint did, where it was evaluated on the same problems."""
+    evaluated = [run for run in runs if run.evaluation]
+    if len({evaluated_on(run) for run in evaluated}) > 1:
+        yield "pass@1 is not compared: the evaluations are not of the same problems and settings."
+        return
+    for checkpoint in reversed(CHECKPOINTS):
+        found = {
+            run.label: run.evaluation.checkpoints[checkpoint][_OUTCOME]
+            for run in evaluated
+            if run.evaluation and _OUTCOME in run.evaluation.checkpoints.get(checkpoint, {})
+        }
+        if len(found) > 1:
+            yield compared(found, where=CHECKPOINT_WORDS[checkpoint])
+            yield "Intervals of pass@k are over the problems of one run each, not over seeds."
+            return
+
+
+def compared(found: dict[str, Estimate], *, where: str) -> str:
+    """Which run's pass@1 is highest, and which intervals tell others apart from it."""
+    best = max(found, key=lambda label: found[label].value)
+    others = [label for label in found if label != best]
+    alike = [label for label in others if overlap(found[label], found[best])]
+    below = [label for label in others if label not in alike]
+    words = f"{metric_words(_OUTCOME)} ({where}) is highest for {best}, "
+    words += estimate_words(found[best])
+    if alike:
+        words += f"; its interval overlaps with that of {_listed(alike)}: not told apart"
+    if below:
+        words += f"; the interval lies below it for {_listed(below)}"
+    return f"{words}."
+
+
+def _heldout(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """How far the held-out losses of the same rows lie apart."""
+    finished = [run for run in runs if "sft" in run.manifests]
+    values = {run.label: last_value(run, "sft", "sft/heldout/nll") for run in finished}
+    found = {label: value for label, value in values.items() if math.isfinite(value)}
+    if len(found) < 2:  # noqa: PLR2004 - two make a comparison
+        return
+    if len({heldout_rows(run) for run in finished if run.label in found}) > 1:
+        yield "Held-out losses are not compared: they are not of the same rows."
+        return
+    low, high = (
+        min(found, key=lambda label: found[label]),
+        max(found, key=lambda label: found[label]),
+    )
+    yield (
+        f"Held-out nll goes from {found[low]:.4f} ({low}) to {found[high]:.4f} ({high}) nats per "
+        f"token over {len(found)} runs; {_NO_INTERVAL}."
+    )
+
+
+def _listed(labels: Sequence[str]) -> str:
+    if len(labels) == 1:
+        return labels[0]
+    if len(labels) > _MOST_LISTED:
+        return f"{len(labels)} others"
+    return f"{', '.join(labels[:-1])} and {labels[-1]}"

@@ -1,0 +1,220 @@
+"""What a comparison reads of each run, and what has to be said of runs that are not alike."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pear_ray.artifacts.manifest import UNFINISHED_FILE, Manifest, read_manifest
+from pear_ray.config.yaml12 import YamlError, parse
+from pear_ray.errors import ArtifactError, InputError
+from pear_ray.records import STAGES
+from pear_ray.reporting.load import CONFIG_FILE, Evaluation, Floats, load_evaluation, series
+from pear_ray.telemetry.metrics_log import (
+    METRICS_FILE,
+    EventKind,
+    EventRecord,
+    MetricRecord,
+    Record,
+    latest_by_step,
+    read_metrics,
+)
+
+_TRAINED = ("sft", "rl", "evaluate")  # what a comparison looks at
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """One run of a comparison.
+
+    Attributes:
+        label: Its name, with as much of its folder as tells it from the others.
+        config: Its resolved config, as it stands on disk: an older version's is no error.
+        metrics: Per stage, one record per step.
+        manifests: Of the stages that are complete.
+        evaluation: What was evaluated, if anything was.
+        num_warnings: Warnings of `sft` and `rl`.
+        notes: What is not as in a run that went through.
+    """
+
+    label: str
+    run_dir: Path
+    config: dict[str, Any]
+    config_text: str
+    metrics: dict[str, list[MetricRecord]]
+    manifests: dict[str, Manifest]
+    evaluation: Evaluation | None
+    num_warnings: int
+    notes: list[str]
+
+    def series(self, stage: str, name: str) -> tuple[Floats, Floats]:
+        """Steps and values of one metric, NaN where the value is not finite."""
+        return series(self.metrics[stage], name)
+
+    def setting(self, key: str) -> Any:
+        """The value at the dotted `key`; None where the config has none."""
+        node: Any = self.config
+        for name in key.split("."):
+            node = node.get(name) if isinstance(node, dict) else None
+        return node
+
+
+def load_runs(run_dirs: Sequence[Path]) -> list[ComparedRun]:
+    """The runs in `run_dirs`, in that order; what they have not made yet is noted.
+
+    Raises:
+        InputError: A folder is no run's, or is given twice.
+    """
+    folders = [folder.resolve() for folder in run_dirs]
+    for folder, given in zip(folders, run_dirs, strict=True):
+        if folders.count(folder) > 1:
+            raise InputError(f"{given}: given twice; name each run's folder once")
+    labels = _labels(folders)
+    return [_load(folder, label) for folder, label in zip(folders, labels, strict=True)]
+
+
+def shared_notes(runs: Sequence[ComparedRun]) -> list[str]:
+    """What hinders a comparison of `runs`, in sentences; nothing where they are alike."""
+    return [
+        f"{words}: {grouped}."
+        for words, key in _SHARED.items()
+        if (grouped := _grouped([run for run in runs if key(run)], key))
+    ]
+
+
+def heldout_rows(run: ComparedRun) -> Hashable:
+    """What decides which rows are held out; None where none are."""
+    count = run.setting("sft.heldout_rows")
+    return (_rows(run), run.setting("seed"), count) if count else None
+
+
+def evaluated_on(run: ComparedRun) -> Hashable:
+    """What pass@k is of; None where nothing was evaluated."""
+    found = run.evaluation
+    if found is None:
+        return None
+    counts = (found.num_problems, found.num_samples, found.temperature, found.max_tokens)
+    return (*counts, str(run.setting("evaluate.problems")))
+
+
+def _rows(run: ComparedRun) -> str | None:
+    return run.manifests["collect"].fingerprint if "collect" in run.manifests else None
+
+
+def _scores(run: ComparedRun) -> str | None:
+    return run.manifests["score"].fingerprint if "score" in run.manifests else None
+
+
+def _batch_size(run: ComparedRun) -> Hashable:
+    return run.setting("sft.global_batch_size")
+
+
+def _versions(run: ComparedRun) -> Hashable:
+    return tuple(sorted(run.manifests["sft"].versions.items())) if "sft" in run.manifests else None
+
+
+_SHARED: dict[str, Callable[[ComparedRun], Hashable]] = {
+    "The runs train on different rows (`collect` differs), so their losses, held-out ones "
+    "included, are not of the same text": _rows,
+    "The runs' scored corpora differ (`score` has different fingerprints), so weights and weighted "
+    "losses do not rest on the same behavior log-probs": _scores,
+    "Different rows are held out (`seed` or `sft.heldout_rows` differs), so held-out figures are "
+    "not of the same rows": heldout_rows,
+    "A step has not the same number of sequences (`sft.global_batch_size` differs), so curves over "
+    "steps do not see data at one pace": _batch_size,
+    "The evaluations differ (problems, samples, temperature or token limit), so pass@k is not of "
+    "the same task": evaluated_on,
+    "`sft` was made with different package versions": _versions,
+}
+
+
+def _grouped(runs: Sequence[ComparedRun], key: Callable[[ComparedRun], Hashable]) -> str:
+    """`a, b; c` for runs of which a and b have the same key; nothing where all have."""
+    groups: dict[Hashable, list[str]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run.label)
+    return "; ".join(", ".join(group) for group in groups.values()) if len(groups) > 1 else ""
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of the folders above as tell all of them apart."""
+    most = max(len(folder.parts) for folder in folders)
+    for depth in range(1, most):
+        labels = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
+
+
+def _load(run_dir: Path, label: str) -> ComparedRun:
+    config_text = _config_text(run_dir)
+    config = _parsed(config_text, run_dir)
+    metrics_path = run_dir / METRICS_FILE
+    records: list[Record] = read_metrics(metrics_path) if metrics_path.exists() else []
+    metrics = {stage: latest_by_step(records, stage) for stage in STAGES}
+    manifests = {stage: read_manifest(run_dir / stage) for stage in STAGES}
+    notes = list(_unfinished(run_dir, metrics, records))
+    evaluation = None
+    if (run_dir / "evaluate" / "results.json").exists():
+        try:
+            evaluation = load_evaluation(run_dir / "evaluate")
+        except ArtifactError as error:
+            notes.append(str(error))
+    return ComparedRun(
+        label=label,
+        run_dir=run_dir,
+        config=config,
+        config_text=config_text,
+        metrics=metrics,
+        manifests={stage: made for stage, made in manifests.items() if made},
+        evaluation=evaluation,
+        num_warnings=sum(
+            isinstance(r, EventRecord) and r.event is EventKind.WARNING and r.stage in _TRAINED
+            for r in records
+        ),
+        notes=notes,
+    )
+
+
+def _config_text(run_dir: Path) -> str:
+    try:
+        return (run_dir / CONFIG_FILE).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{run_dir}: no run's folder, or one that never started ({CONFIG_FILE}: "
+            f"{error.strerror}); give the folders of runs, such as outputs/demo"
+        ) from error
+
+
+def _parsed(config_text: str, run_dir: Path) -> dict[str, Any]:
+    try:
+        tree = parse(config_text)
+    except YamlError as error:
+        raise InputError(f"{run_dir / CONFIG_FILE}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(
+            f"{run_dir / CONFIG_FILE}: expected a resolved config, got {type(tree).__name__}; give "
+            "the folders of runs, such as outputs/demo"
+        )
+    return tree
+
+
+def _unfinished(
+    run_dir: Path, metrics: dict[str, list[MetricRecord]], records: Sequence[Record]
+) -> Iterator[str]:
+    """A sentence for each stage that was begun and is not complete, and for an SFT never begun."""
+    last_events = {
+        record.stage: record
+        for record in records
+        if isinstance(record, EventRecord) and record.event is not EventKind.WARNING
+    }
+    for stage in STAGES:
+        if (run_dir / stage / UNFINISHED_FILE).exists():
+            last = metrics[stage][-1:]
+            where = f" at step {last[0].step} of {last[0].num_steps}" if last else ""
+            event = last_events.get(stage)
+            failed = event is not None and event.event is EventKind.STAGE_FAILED
+            why = f"; it failed: {event.message}" if event and failed else ""
+            yield f"{stage} is unfinished{where}{why}"
+        elif stage == "sft" and read_manifest(run_dir / stage) is None:
+            yield "sft has not begun"
