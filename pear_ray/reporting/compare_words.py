@@ -65,7 +65,7 @@ def _heldout(runs: Sequence[ComparedRun]) -> Iterator[str]:
     if len(found) < 2:  # noqa: PLR2004 - two make a comparison
         return
     if len({heldout_rows(run) for run in finished if run.label in found}) > 1:
-        yield "Held-out losses are not compared: they are not of the same rows."
+        yield "Held-out losses are not compared: they are not known to be of the same rows."
         return
     low, high = (
         min(found, key=lambda label: found[label]),

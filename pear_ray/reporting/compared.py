@@ -114,12 +114,12 @@ def _versions(run: ComparedRun) -> Hashable:
 
 
 _SHARED: dict[str, Callable[[ComparedRun], Hashable]] = {
-    "The runs train on different rows (`collect` differs), so their losses, held-out ones "
-    "included, are not of the same text": _rows,
+    "The runs' corpora differ (`collect` has different fingerprints), so losses, held-out ones "
+    "included, are not known to be of the same text": _rows,
     "The runs' scored corpora differ (`score` has different fingerprints), so weights and weighted "
-    "losses do not rest on the same behavior log-probs": _scores,
-    "Different rows are held out (`seed` or `sft.heldout_rows` differs), so held-out figures are "
-    "not of the same rows": heldout_rows,
+    "losses are not known to rest on the same behavior log-probs": _scores,
+    "Held-out rows are not known to be the same (the corpus, `seed` or `sft.heldout_rows` "
+    "differs), so neither are held-out figures": heldout_rows,
     "A step has not the same number of sequences (`sft.global_batch_size` differs), so curves over "
     "steps do not see data at one pace": _batch_size,
     "The evaluations differ (problems, samples, temperature or token limit), so pass@k is not of "

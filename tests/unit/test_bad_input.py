@@ -254,3 +254,16 @@ def test_candidates_of_another_tokenizer(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize("top_k", ["-1", "1001", "2.5"])
 def test_numbers_of_candidates_out_of_bounds(refused: Callable[..., str], top_k: str) -> None:
     assert "score.top_k: " in refused(f"score.top_k={top_k}")
+
+
+def test_reusing_what_is_no_run(refused: Callable[..., str]) -> None:
+    Path("other").mkdir()
+    message = refused("--reuse", "other")
+    assert message.startswith("InputError: --reuse other: no run's folder (it has no run.json)")
+
+
+def test_reusing_a_run_that_shares_nothing(refused: Callable[..., str]) -> None:
+    Path("other").mkdir()
+    Path("other/run.json").write_text('{"name": "other"}', encoding="utf-8")
+    message = refused("--reuse", "other")
+    assert message.startswith("ArtifactError: --reuse other: none of its complete stages")

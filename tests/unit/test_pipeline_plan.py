@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pear_ray import pipeline, preflight
+from pear_ray import dry_run, pipeline, preflight
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.run_dir import claim
 from pear_ray.config.run import RunConfig, validate_run
@@ -190,3 +190,18 @@ def test_a_stage_taken_over_brings_its_numbers_and_is_not_run(corpus: Path, tmp_
     assert isinstance(taken, EventRecord)
     assert taken.message == f"taken from {other}"
     assert manifest.is_current(run_dir / "report", identities["report"])
+
+
+def test_a_dry_run_says_what_would_be_taken(corpus: Path, tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"models__policy": "embedded:student", "models__max_model_len": 256}
+    tree["models__behavior"] = "embedded:teacher"
+    config = run_config(corpus, output_dir=str(tmp_path), **tree)
+    identities = pipeline.fingerprints(config, preflight.check_models(config))
+    other = other_run(tmp_path / "other", identities, "collect", "score")
+    text = dry_run.describe(config, reuse_from=[other])
+    stages = text.partition("stages\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split(maxsplit=2)[2] for line in stages] == [
+        *[f"take: complete in {other}"] * 2,
+        *["make"] * 4,
+    ]
+    assert not (tmp_path / "t").exists()
