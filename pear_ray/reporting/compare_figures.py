@@ -1,6 +1,7 @@
 """Curves and estimates of several runs in one figure each, named where they end."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,10 +38,35 @@ _MOST_POINTS = 150  # of a curve on the page
 _LABEL_IN, _LABELS_RIGHT = 0.15, 0.79  # height of a name; where the axes end and names begin
 _NAME_AT, _LEADER = 1.035, (1.004, 1.03)  # in the axes' widths
 _PANEL_COLUMNS, _PANEL_HEIGHT_IN = 5, 1.25
+_LOG = " (log axis)"
 _ROW_IN = 0.3  # of a run in a figure of estimates
 _CHECKPOINT_STYLE = {"base": (GREY, "o"), "sft": (BLUE, "s"), "rl": (ORANGE, "D")}
 
-Curve = tuple[int, str, Floats, Floats]  # place of the run, its label, steps, values
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One run's metric.
+
+    Attributes:
+        place: Of the run among those compared.
+        is_smoothed: Whether `values` are a running mean of what was logged.
+    """
+
+    place: int
+    label: str
+    steps: Floats
+    values: Floats
+    is_smoothed: bool
+
+    @property
+    def last(self) -> int:
+        """Place of the last value that is finite."""
+        return int(np.flatnonzero(np.isfinite(self.values))[-1])
+
+    @property
+    def name(self) -> str:
+        """The label, with the last value: of a running mean that is no number of the run's."""
+        return self.label if self.is_smoothed else f"{self.label}  {self.values[self.last]:.3g}"
 
 
 def curves_of(runs: Sequence[ComparedRun], stage: str, name: str) -> list[Curve]:
@@ -49,7 +75,13 @@ def curves_of(runs: Sequence[ComparedRun], stage: str, name: str) -> list[Curve]
     for place, run in enumerate(runs):
         steps, values = run.series(stage, name)
         if np.isfinite(values).any():
-            found.append((place, run.label, *_smoothed(steps, values, run.metrics[stage][-1].step)))
+            # What is logged at every step, not at every tenth, goes up and down with the batches.
+            every_step = len(steps) > 1 and len(steps) > run.metrics[stage][-1].step // 2
+            if every_step:
+                values = running_mean(values, window=max(1, len(values) // _SMOOTHED_SHARE | 1))
+            stride = -(-len(steps) // _MOST_POINTS)
+            kept = sorted({*range(0, len(steps), stride), len(steps) - 1})
+            found.append(Curve(place, run.label, steps[kept], values[kept], every_step))
     return found
 
 
@@ -63,21 +95,26 @@ def overlay(
     log: bool = False,
 ) -> Chart:
     """All curves over one another, each named with its last value at the right."""
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415 - matplotlib takes half a second
+
     height = max(HEIGHT_IN, _LABEL_IN * len(curves) + 0.9)
-    figure, axes = new_axes(x_label=x_label, y_label=y_label, wide=True, height_in=height)
+    figure, axes = new_axes(
+        x_label=x_label, y_label=y_label + _LOG * log, wide=True, height_in=height
+    )
     figure.subplots_adjust(right=_LABELS_RIGHT)
-    for place, _, steps, values in curves:
-        _, dashes = run_style(place)
+    for curve in curves:
+        _, dashes = run_style(curve.place)
         axes.plot(
-            *(steps, values),
-            color=run_colour(place),
+            *(curve.steps, curve.values),
+            color=run_colour(curve.place),
             linestyle=(0, [float(each) for each in dashes.split()]) if dashes else "-",
-            marker="o" if len(steps) == 1 else "",
-            gid=f"run-{place}",
+            marker="o" if len(curve.steps) == 1 else "",
+            gid=f"run-{curve.place}",
         )
     axes.margins(x=0.01, y=0.06)
     if log:
         log_axis(axes)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     whole_steps(axes)
     axes.autoscale_view()  # or ends would be placed by the limits of an empty figure
     _name_ends(axes, curves, gap=_LABEL_IN / (height * (0.97 - 0.48 / height)))
@@ -85,11 +122,18 @@ def overlay(
 
 
 def panels(
-    curves: Sequence[Curve], *, title: str, caption: str, x_label: str, y_label: str
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    caption: str,
+    x_label: str,
+    y_label: str,
+    log: bool = False,
 ) -> Chart:
     """A small figure for each run, with all the others behind it in grey, on the same axes."""
     import matplotlib as mpl  # noqa: PLC0415 - half a second that other stages do not pay
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
 
     rows = -(-len(curves) // _PANEL_COLUMNS)
     with mpl.rc_context(STYLE):
@@ -103,18 +147,19 @@ def panels(
             empty.set_visible(False)
         for place_in_grid, curve in enumerate(curves):
             axes = grid.flat[place_in_grid]
-            for _, _, steps, values in curves:
-                axes.plot(steps, values, color=MUTED, linewidth=0.5, alpha=0.55)
-            place, label, steps, values = curve
-            axes.plot(steps, values, color=BLUE, linewidth=1.9, gid=f"run-{place}")
-            last = values[np.isfinite(values)][-1]
-            axes.set_title(
-                f"{label}  {last:.3g}", fontsize=8, loc="left", color=INK, pad=3, parse_math=False
+            for other in curves:
+                axes.plot(other.steps, other.values, color=MUTED, linewidth=0.5, alpha=0.55)
+            axes.plot(
+                *(curve.steps, curve.values), color=BLUE, linewidth=1.9, gid=f"run-{curve.place}"
             )
+            axes.set_title(curve.name, fontsize=8, loc="left", color=INK, pad=3, parse_math=False)
+            if log:
+                log_axis(axes)
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.tick_params(labelsize=7, labelbottom=place_in_grid + _PANEL_COLUMNS >= len(curves))
             whole_steps(axes)
         figure.supxlabel(x_label, fontsize=9, color=INK, y=0.01)
-        figure.supylabel(y_label, fontsize=9, color=INK, x=0.004)
+        figure.supylabel(y_label + _LOG * log, fontsize=9, color=INK, x=0.004)
     return chart(figure, title=title, caption=caption)
 
 
@@ -158,24 +203,13 @@ def estimates(runs: Sequence[ComparedRun], metric: str) -> Chart:
     return chart(figure, title=f"{metric_words(metric)} of every run", caption=caption)
 
 
-def _smoothed(steps: Floats, values: Floats, last_step: int) -> tuple[Floats, Floats]:
-    """A metric of every step as a running mean, with no more points than a page shows."""
-    if len(steps) > 1 and len(steps) > last_step // 2:  # not of every tenth step
-        values = running_mean(values, window=max(1, len(values) // _SMOOTHED_SHARE | 1))
-    stride = -(-len(steps) // _MOST_POINTS)
-    kept = sorted({*range(0, len(steps), stride), len(steps) - 1})
-    return steps[kept], values[kept]
-
-
 def _name_ends(axes: "Axes", curves: Sequence[Curve], *, gap: float) -> None:
     """Names at the right, none over another, each with a line to where its curve ends."""
     ends = []
-    for place, label, steps, values in curves:
-        last = np.flatnonzero(np.isfinite(values))[-1]
-        point = axes.transAxes.inverted().transform(
-            axes.transData.transform((steps[last], values[last]))
-        )
-        ends.append((float(point[1]), float(point[0]), place, f"{label}  {values[last]:.3g}"))
+    for curve in curves:
+        end = (curve.steps[curve.last], curve.values[curve.last])
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform(end))
+        ends.append((float(y), float(x), curve.place, curve.name))
     ends.sort()
     heights = spread([end[0] for end in ends], gap=gap)
     for (y, x, place, text), height in zip(ends, heights, strict=True):

@@ -21,8 +21,8 @@ class CurveFigure:
     title: str
     caption: str
     y_label: str
-    log: bool = False
-    weighted_only: bool = False  # runs with uniform weights would lie on 1
+    log: bool = False  # the axis: ends that lie close together stay apart
+    uniform: str = ""  # what it is for runs with uniform weights, which are then left out
 
 
 @dataclass(slots=True)
@@ -43,15 +43,17 @@ _LOSS = (
         "Plain negative log-likelihood of rows kept out of training: the same measure for every "
         "objective. It says how well the text is predicted, and not how well problems are solved.",
         "nats per token",
+        log=True,
     ),
     CurveFigure(
         "sft",
         "sft/heldout/weighted_nll",
         "Weighted held-out nll",
-        "The same, each token times its PEAR weight of the moment: for runs with uniform weights "
-        "it is the plain one. Weights differ between runs and over time, so levels of runs with "
-        "different weights are not comparable.",
+        "The same, each token times its PEAR weight of the moment. Weights differ between runs and "
+        "over time, and levels with them: this is no ranking.",
         "nats per token",
+        log=True,
+        uniform="the plain one",
     ),
     CurveFigure(
         "sft",
@@ -60,6 +62,7 @@ _LOSS = (
         "Plain negative log-likelihood of each step's rows before the step, whatever the objective "
         f"trains on. {_SMOOTHED}",
         "nats per token",
+        log=True,
     ),
 )
 _GRADIENT = (
@@ -67,7 +70,7 @@ _GRADIENT = (
         "sft",
         "sft/grad_norm",
         "Gradient norm",
-        "Before clipping, on a logarithmic axis. An objective's scale moves it, and Adam divides "
+        "Before clipping. An objective's scale moves it, and Adam divides "
         f"that scale out again: look for growth and jumps. {_SMOOTHED}",
         "gradient norm",
         log=True,
@@ -79,7 +82,7 @@ _GRADIENT = (
         "Of each step's PEAR weights, over its tokens: 1 means that all tokens count alike. What "
         f"an objective multiplies by itself (as DFT does) is not in it. {_SMOOTHED}",
         "fraction of tokens",
-        weighted_only=True,
+        uniform="1",
     ),
     CurveFigure(
         "sft",
@@ -87,7 +90,7 @@ _GRADIENT = (
         "Mean weight",
         f"Of each step's tokens: with uniform weights it is 1. {_SMOOTHED}",
         "mean weight",
-        weighted_only=True,
+        uniform="1",
     ),
 )
 _RL = (
@@ -179,15 +182,15 @@ def _drawn(
     """`part` with each figure of `wanted` that a run logged; the others named where `needed`."""
     for figure in wanted:
         curves = figures.curves_of(runs, figure.stage, figure.metric)
-        if figure.weighted_only:
-            curves = [c for c in curves if runs[c[0]].setting("sft.weights.kind") != "uniform"]
+        if figure.uniform:
+            curves = [c for c in curves if runs[c.place].setting("sft.weights.kind") != "uniform"]
         if not curves:
             if needed:
                 part.missing.append(_why_missing(runs, figure))
             continue
         caption = figure.caption
-        if figure.weighted_only and len(curves) < len(runs):
-            caption += " Runs with uniform weights are left out: they are at 1."
+        if figure.uniform and len(curves) < len(runs):
+            caption += f" Runs with uniform weights are left out: theirs is {figure.uniform}."
         if len(curves) > figures.MOST_OVERLAID and figure is _LOSS[0]:
             part.charts.append(
                 figures.panels(
@@ -196,6 +199,7 @@ def _drawn(
                     caption="Each run in front of all others, with its last value.",
                     x_label=_STEP,
                     y_label=figure.y_label,
+                    log=figure.log,
                 )
             )
         part.charts.append(
@@ -212,6 +216,6 @@ def _drawn(
 
 
 def _why_missing(runs: Sequence[ComparedRun], figure: CurveFigure) -> str:
-    if figure.weighted_only and any(run.metrics[figure.stage] for run in runs):
-        return f"no figure of {figure.metric}: every run's weights are uniform, so it is 1"
+    if figure.uniform and any(len(run.series(figure.stage, figure.metric)[0]) for run in runs):
+        return f"no figure of {figure.metric}: with uniform weights it is {figure.uniform}"
     return f"no figure of {figure.metric}: no run has logged it"

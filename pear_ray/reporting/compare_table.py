@@ -130,7 +130,7 @@ def _nats(value: float) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:#.3g}"
 
 
 def _whole(value: float) -> str:

@@ -49,7 +49,7 @@ def test_the_table_has_what_differs_and_how_each_run_ended(arms):
     ]
     # held-out: 0.5 above the last step's; last tenth of 20 steps: the mean of 1.3 and 1.2
     assert cells(html, "dft") == [
-        *("uniform", "dft", "1.7000", "1.4500", "1.2500", "2.5", "1.2", "0.62"),
+        *("uniform", "dft", "1.7000", "1.4500", "1.2500", "2.50", "1.20", "0.620"),
         *("20", "1,050", "1 min 30 s"),
     ]
     assert cells(html, "pear")[:2] == ["pear", "nll"]
@@ -68,9 +68,11 @@ def test_every_curve_of_every_run_is_drawn_and_can_be_singled_out(arms):
     places = [set(re.findall(r'class="run (run-\d)"', each)) for each in figures]
     everyone = {"run-0", "run-1", "run-2"}
     # runs with uniform weights would lie on 1
-    assert places == [everyone, everyone, everyone, everyone, {"run-2"}, {"run-2"}]
-    assert "Runs with uniform weights are left out: they are at 1." in figures[4]
-    assert re.search(r">dft +1\.7</text>|dft  1\.7", figures[0])  # named where it ends
+    assert places == [everyone, {"run-2"}, everyone, everyone, {"run-2"}, {"run-2"}]
+    assert "Runs with uniform weights are left out: theirs is the plain one." in figures[1]
+    assert "Runs with uniform weights are left out: theirs is 1." in figures[4]
+    assert ">dft  1.7</text>" in figures[0]  # named where it ends
+    assert ">dft</text>" in figures[2]  # the end of a running mean is no number of the run's
     for place in range(3):
         assert f'id="pick-{place}"' in html
 
