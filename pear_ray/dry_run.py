@@ -24,6 +24,7 @@ def describe(config: RunConfig, *, only: str | None = None, reuse_from: Sequence
     models = preflight.check_models(config)
     planned = pipeline.plan(config, run_dir, models, only=only, reuse_from=reuse_from)
     stages = [stage for stage in planned if only in (None, stage.name)]
+    shown = [*pipeline.taken(planned, only), *stages]
     to_make = [stage.name for stage in stages if not stage.is_made]
     if "collect" in to_make:
         preflight.check_corpus(config, models)
@@ -35,7 +36,7 @@ def describe(config: RunConfig, *, only: str | None = None, reuse_from: Sequence
         *(f"behavior  {model} (source {source})" for source, model in models.behavior.items()),
         "",
         "stages",
-        *(_stage_line(run_dir, stage) for stage in stages),
+        *(_stage_line(run_dir, stage) for stage in planned if stage in shown),
         "",
         "batches",
         *_batch_lines(config),

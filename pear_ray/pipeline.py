@@ -168,18 +168,24 @@ def run(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path
     with run_dirs.driver_lock(run_dir):
         (run_dir / CONFIG_FILE).write_text(dump_run(config), encoding="utf-8")
         attempt = run_dirs.next_attempt(run_dir)
-        names = [stage.name for stage in stages]
-        for stage in stages[: None if only is None else names.index(only) + 1]:
-            if stage.reuse_from is not None:
-                _take_over(config, run_dir, stage, stage.reuse_from, attempt=attempt)
+        for stage in taken(stages, only):
+            _take_over(config, run_dir, stage, attempt=attempt)
         _run_stages(config, run_dir, [s for s in stages if only in (None, s.name)], attempt=attempt)
     return run_dir
 
 
-def _take_over(
-    config: RunConfig, run_dir: Path, stage: PlannedStage, source: Path, *, attempt: int
-) -> None:
-    """The stage from the run in `source`, with its numbers, and a record of where it came from."""
+def taken(stages: Sequence[PlannedStage], only: str | None) -> list[PlannedStage]:
+    """What is taken from other runs: of all `stages`, or of `only` and those before it."""
+    names = [stage.name for stage in stages]
+    wanted = stages if only is None else stages[: names.index(only) + 1]
+    return [stage for stage in wanted if stage.reuse_from is not None]
+
+
+def _take_over(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt: int) -> None:
+    """The stage from another run, with its numbers and a record of where it came from."""
+    source = stage.reuse_from
+    if source is None:
+        raise ValueError(f"no run is known to hold {stage.name}")
     made = reuse.take(source / stage.name, run_dir / stage.name, expected=stage.fingerprint)
     copy_metrics(
         source / METRICS_FILE,

@@ -79,6 +79,19 @@ def shared_notes(runs: Sequence[ComparedRun]) -> list[str]:
         f"{words}: {grouped}."
         for words, key in _SHARED.items()
         if (grouped := _grouped([run for run in runs if key(run)], key))
+    ] + _one_sft(runs)
+
+
+def _one_sft(runs: Sequence[ComparedRun]) -> list[str]:
+    """A sentence for each SFT that several runs hold: their figures agree because they are one."""
+    groups: dict[Hashable, list[str]] = {}
+    for run in runs:
+        if made := run.manifests.get("sft"):
+            groups.setdefault((made.fingerprint, made.finished), []).append(run.label)
+    return [
+        f"One and the same SFT, taken over from run to run: {', '.join(labels)}."
+        for labels in groups.values()
+        if len(labels) > 1
     ]
 
 

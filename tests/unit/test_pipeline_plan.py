@@ -204,4 +204,7 @@ def test_a_dry_run_says_what_would_be_taken(corpus: Path, tmp_path: Path) -> Non
         *[f"take: complete in {other}"] * 2,
         *["make"] * 4,
     ]
+    only_sft = dry_run.describe(config, only="sft", reuse_from=[other])
+    stages = only_sft.partition("stages\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in stages] == ["collect", "score", "sft"]
     assert not (tmp_path / "t").exists()

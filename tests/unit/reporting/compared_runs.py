@@ -26,6 +26,7 @@ def make_sft_run(run_dir: Path, *, nll=1.0, num_steps=NUM_STEPS, finished=True, 
         set_fingerprint(run_dir, stage, f"{stage}-of-all")
     if finished:
         make_manifest(run_dir / "sft", 90, {"steps": NUM_STEPS})
+        set_fingerprint(run_dir, "sft", f"sft-of-{run_dir.name}")
     else:
         (run_dir / "sft").mkdir()
         unfinished = {"fingerprint": "f", "started": START}

@@ -180,6 +180,13 @@ def test_another_corpus_is_noted_and_its_held_out_loss_not_compared(arms):
     assert rows.replace("`", "") in re.sub("<[^>]*>", "", unescape(page(arms)))
 
 
+def test_an_sft_that_two_runs_share_is_no_second_one(arms):
+    set_fingerprint(arms[2], "sft", "sft-of-nll")
+    assert shared_notes(load_runs(arms)) == [
+        "One and the same SFT, taken over from run to run: nll, pear."
+    ]
+
+
 def test_an_unfinished_run_is_shown_with_its_step_and_left_out_of_what_is_said(tmp_path, arms):
     early = make_sft_run(tmp_path / "early", nll=0.1, num_steps=7, finished=False)
     never = make_sft_run(tmp_path / "never", num_steps=0)
