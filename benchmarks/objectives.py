@@ -13,6 +13,9 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
+
+from pear_ray.config.objectives import ObjectiveConfig
 
 ROOT = Path(__file__).parents[1]
 CORPUS = "corpus"
@@ -26,10 +29,7 @@ SHARED = [
     "sft.checkpoint_every=200",
 ]
 UNIFORM = "sft.weights={kind: uniform}"
-OBJECTIVES = (
-    *("nll", "dft", "p_family", "iw_sft", "talr"),
-    *("psft", "eaft", "asft", "sft_kl", "forward_kl"),
-)
+OBJECTIVES = [each.model_fields["kind"].default for each in get_args(get_args(ObjectiveConfig)[0])]
 ARMS = {name: [UNIFORM, f"sft.objective={name}"] for name in OBJECTIVES} | {
     "pear-token": ["sft.weights={kind: pear, level: token}"],
     "pear-block": ["sft.weights={kind: pear, level: block}"],
