@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,19 @@ class Figure:
     ratio: float | None = None
     goal: str | None = None
     holds: bool | None = None
+
+
+def write_parts(name: str, parts: Mapping[str, Callable[[], list[Figure]]]) -> None:
+    """Measure the parts named on the command line, or all; the others' figures stay as they are.
+
+    Names of figures begin with their part's: `sft: ...`.
+    """
+    wanted = [part for part in parts if part in sys.argv[1:]] or list(parts)
+    file = RESULTS / f"{name}.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    begins = tuple(f"{part}: " for part in wanted)
+    kept = [row for row in rows if not row["name"].startswith(begins)]
+    write_figures(name, [figure for part in wanted for figure in parts[part]()], kept=kept)
 
 
 def write_figures(name: str, figures: list[Figure], *, kept: Sequence[dict] = ()) -> None:

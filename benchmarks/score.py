@@ -4,9 +4,7 @@
 (`throughput`, `million`, `memory`) only that one, leaving the others' figures as they are.
 """
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,9 +17,9 @@ import numpy as np
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from record import RESULTS, Figure, write_figures
+from processes import in_process
+from record import Figure, write_parts
 
-ROOT = Path(__file__).parents[1]
 GOAL_RATIO, GOAL_GROWTH_MIB, GOAL_FLAT = 0.95, 500, 0.9
 ROWS, ROW_TOKENS = 20_000, 120
 MILLION, SHORT = 1_000_000, 8
@@ -32,22 +30,15 @@ LOOK_S = 4.0  # a look at all processes takes 10 ms of CPU
 
 def main() -> None:
     """Measure what is asked for, and write the figures."""
-    parts = {"throughput": throughput, "million": million, "memory": memory}
-    wanted = [name for name in parts if name in sys.argv[1:]] or list(parts)
-    file = RESULTS / "score.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    names = [f"{name}: " for name in wanted]
-    kept = [row for row in kept if not any(row["name"].startswith(name) for name in names)]
-    figures = [figure for name in wanted for figure in parts[name]()]
-    write_figures("score", figures, kept=kept)
+    write_parts("score", {"throughput": throughput, "million": million, "memory": memory})
 
 
 def throughput() -> list[Figure]:
     """Tokens per CPU-second of the whole process tree, once every engine runs: ours and plain."""
-    before = in_process("scored_by_plain_vllm", ROWS, ROW_TOKENS)["tokens_per_cpu_s"]
+    before = in_process("score.scored_by_plain_vllm", ROWS, ROW_TOKENS)["tokens_per_cpu_s"]
     with tempfile.TemporaryDirectory() as folder:
-        ours = in_process("scored_by_us", folder, ROWS, ROW_TOKENS)
-    after = in_process("scored_by_plain_vllm", ROWS, ROW_TOKENS)["tokens_per_cpu_s"]
+        ours = in_process("score.scored_by_us", folder, ROWS, ROW_TOKENS)
+    after = in_process("score.scored_by_plain_vllm", ROWS, ROW_TOKENS)["tokens_per_cpu_s"]
     plain = (before + after) / 2  # on both sides: a shared machine's pace drifts
     ratio = ours["tokens_per_cpu_s"] / plain
     return [
@@ -67,7 +58,7 @@ def throughput() -> list[Figure]:
 def million() -> list[Figure]:
     """What a million rows do to the driver's memory, and to the pace from first to last decile."""
     with tempfile.TemporaryDirectory() as folder:
-        found = in_process("scored_by_us", folder, MILLION, SHORT)
+        found = in_process("score.scored_by_us", folder, MILLION, SHORT)
     flat = found["last_decile_rows_per_s"] / found["first_decile_rows_per_s"]
     return [
         Figure(
@@ -95,9 +86,9 @@ def memory() -> list[Figure]:
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         make_large_vocabulary_model(Path(folder))
-        idle = in_process("peak_of_long_row", folder, 2048, 16)["peak_gib"]
+        idle = in_process("score.peak_of_long_row", folder, 2048, 16)["peak_gib"]
         for chunk in (512, 2048):
-            peak = in_process("peak_of_long_row", folder, chunk, LONG_ROW)["peak_gib"]
+            peak = in_process("score.peak_of_long_row", folder, chunk, LONG_ROW)["peak_gib"]
             bound = 9 * chunk * LARGE_VOCABULARY / 2**30
             figures.append(
                 Figure(
@@ -113,20 +104,6 @@ def memory() -> list[Figure]:
                 )
             )
     return figures
-
-
-def in_process(task: str, *arguments: Any) -> dict[str, float]:
-    """Run one of the functions below in a process of its own; what it found."""
-    call = f"import score, json; print(json.dumps(score.{task}(*{arguments!r})))"
-    done = subprocess.run(
-        [sys.executable, "-c", call],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def corpus_rows(count: int, length: int) -> Iterator[dict[str, Any]]:

@@ -4,8 +4,6 @@
 TRL is no dependency of ours: it is installed, without its dependencies, into benchmarks/.trl.
 """
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,9 +14,9 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from record import RESULTS, Figure, write_figures
+from processes import in_process
+from record import Figure, write_parts
 
-ROOT = Path(__file__).parents[1]
 TRL = ["trl==1.16.0", "accelerate==1.15.0"]
 TRL_FOLDER = Path(__file__).parent / ".trl"
 EPOCHS = 3  # the first warms up
@@ -35,20 +33,15 @@ MICROBATCH_ROWS = 4
 
 def main() -> None:
     """Measure what is asked for, and write the figures."""
-    parts = {"pear": pear, "trl": trl}
-    wanted = [name for name in parts if name in sys.argv[1:]] or list(parts)
-    file = RESULTS / "sft.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    kept = [row for row in kept if not any(row["name"].startswith(name) for name in wanted)]
-    write_figures("sft", [each for name in wanted for each in parts[name]()], kept=kept)
+    write_parts("sft", {"pear": pear, "trl": trl})
 
 
 def pear() -> list[Figure]:
     """Tokens per CPU-second and peak memory of PEAR beside plain SFT, on the 7M model."""
     with tempfile.TemporaryDirectory() as folder:
         make_model("7M", Path(folder))
-        both = in_process("paces_of_both", folder, "7M")
-        peaks = {kind: in_process("peak_of", folder, "7M", kind) for kind in ("uniform", "pear")}
+        both = in_worker("paces_of_both", folder, "7M")
+        peaks = {kind: in_worker("peak_of", folder, "7M", kind) for kind in ("uniform", "pear")}
     ratio = both["pear"] / both["uniform"]
     memory = peaks["pear"]["mib"] / peaks["uniform"]["mib"]
     return [
@@ -82,9 +75,9 @@ def trl() -> list[Figure]:
     for shape, goal in GOALS.items():
         with tempfile.TemporaryDirectory() as folder:
             make_model(shape, Path(folder))
-            before = in_process("pace_of_trl", folder, shape)["tokens_per_cpu_s"]
-            ours = in_process("pace_of_ours", folder, shape)["tokens_per_cpu_s"]
-            after = in_process("pace_of_trl", folder, shape)["tokens_per_cpu_s"]
+            before = in_worker("pace_of_trl", folder, shape)["tokens_per_cpu_s"]
+            ours = in_worker("pace_of_ours", folder, shape)["tokens_per_cpu_s"]
+            after = in_worker("pace_of_trl", folder, shape)["tokens_per_cpu_s"]
         theirs = (before + after) / 2  # on both sides: a shared machine's pace drifts
         figures.append(
             Figure(
@@ -294,24 +287,12 @@ def counted_tokens(shape: str) -> int:
     return (EPOCHS - 1) * sum(len(row["token_ids"]) for row in corpus(shape))
 
 
-def in_process(act: str, *arguments: object) -> dict[str, float]:
-    """Call a function of this module in a fresh process; what it returns."""
+def in_worker(task: str, *arguments: Any) -> Any:
+    """Call a function of this module in a fresh process with a training worker's environment."""
     from pear_ray.engines.environment import engine_environment
 
-    code = f"import json, sft; print('FOUND', json.dumps(sft.{act}(*{arguments!r})))"
-    environment = os.environ | engine_environment(device="cpu", num_threads=1, kv_cache_gib=1)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=Path(__file__).parent,
-        env=environment | {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    if not found:
-        raise SystemExit(f"{act}: {done.stderr[-3000:]}")
-    return json.loads(found[-1].removeprefix("FOUND "))
+    environ = engine_environment(device="cpu", num_threads=1, kv_cache_gib=1)
+    return in_process(f"sft.{task}", *arguments, environ=environ)
 
 
 if __name__ == "__main__":
