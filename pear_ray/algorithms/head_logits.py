@@ -92,9 +92,19 @@ def backward_through_head(
         if hidden_grad is not None:
             hidden_grad[part] = _matmul_float32(grad, head).to(hidden.dtype)
         if head_grad is not None:
-            head_grad += _matmul_float32(grad.t(), hidden_rows)
+            _add_product_(head_grad, grad.t(), hidden_rows)
         del grad  # or it would be held beside the next chunk's logits
     return hidden_grad, None if head_grad is None else head_grad.to(head_weight.dtype)
+
+
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right` to the float32 `total`: in place, where there is a kernel that can."""
+    with torch.autocast(left.device.type, enabled=False):
+        if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
+            total += torch.mm(left, right, out_dtype=torch.float32)
+        else:
+            # A product of its own would be as large as the head.
+            total.addmm_(left.float(), right.float())
 
 
 def _matmul_float32(left: Tensor, right: Tensor) -> Tensor:
