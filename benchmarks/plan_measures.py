@@ -65,7 +65,9 @@ def peak_of_training(
     import pear_ray.distributed.sft_loop
 
     if setup.get("backend", {}).get("kind") == "deepspeed":
-        import pear_ray.engines.deepspeed_trainer  # noqa: F401 - ten seconds, 100 MiB
+        import pear_ray.engines.deepspeed_trainer
+
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # it refuses to start without
     dist.init_process_group(
         "gloo",
         init_method=address or free_address(),
