@@ -1,7 +1,8 @@
 """What `pear plan` predicts beside what processes were measured to take.
 
-`python benchmarks/plan.py` does all parts (about 10 minutes on two cores); with the name of one
-(`process`, `sft`, `score`, `rl`) only that one, leaving the others' figures as they are.
+`python benchmarks/plan.py` does all parts (about 15 minutes on two cores); with the name of one
+(`process`, `sft`, `backends`, `score`, `rl`) only that one, leaving the others' figures as they
+are. With `--table` it measures nothing, and prints what was measured as Markdown.
 
 A peak is measured twice: with freed blocks given back to the system at once, which is what
 the plan predicts, and with glibc's heap as it comes, which keeps blocks of less than 32 MiB.
@@ -10,13 +11,17 @@ the plan predicts, and with glibc's heap as it comes, which keeps blocks of less
 import functools
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import in_process
+from processes import free_address, in_process
 from record import Figure, write_parts
 
+from pear_ray.config.backends import BackendConfig
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.memory.activations import largest_microbatch
 from pear_ray.memory.engine import (
@@ -36,28 +41,52 @@ from pear_ray.memory.phases import (
     gathered_for_sync,
     trainer_slack,
 )
-from pear_ray.memory.training import TrainerPlan, trainer_moments, trainer_state
+from pear_ray.memory.trainer_plan import TrainerPlan
+from pear_ray.memory.training import trainer_moments, trainer_state
 
 MIB, GIB = 2**20, 2**30
 MOST_OFF = 0.15
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}  # blocks of 1 MiB and more are mapped on their own
+
+# On the 35M Llama, two ranks but for the last.
+BACKENDS: dict[str, dict[str, Any]] = {
+    "FSDP2": {"num_ranks": 2},
+    "FSDP2, shard_over=1": {"num_ranks": 2, "backend": {"kind": "fsdp", "shard_over": 1}},
+    "FSDP2 with ema_decay": {"num_ranks": 2, "ema_decay": 0.9},
+    "DDP": {"num_ranks": 2, "backend": {"kind": "ddp"}},
+    **{
+        f"ZeRO-{stage}" + (f", offload={offload}" if offload != "none" else ""): {
+            "num_ranks": 2,
+            "backend": {"kind": "deepspeed", "zero_stage": stage, "offload": offload},
+        }
+        for stage, offload in (
+            (1, "none"),
+            (2, "none"),
+            (2, "optimizer"),
+            (3, "none"),
+            (3, "all"),
+        )
+    },
+    "FSDP2, one rank, 512 candidates": {"num_ranks": 1, "num_candidates": 512},
+}
 
 
 def main() -> None:
     """Measure what is asked for, and write the figures."""
     with tempfile.TemporaryDirectory() as folder:
         found_by("make_model", folder)
-        parts = (process, sft, score, rl)
+        parts = (process, sft, backends, score, rl)
         write_parts("plan", {part.__name__: functools.partial(part, folder) for part in parts})
 
 
 def process(_: str) -> list[Figure]:
     """What the constants of memory/phases.py stand for."""
-    kinds = ("sft", "engine", "rl", "verifier")
+    kinds = ("sft", "deepspeed", "engine", "rl", "verifier")
     found = {kind: base_bytes(kind) for kind in kinds}
     found["ray"] = found_by("idle_ray")["bytes"]
     bounds = {
         "a trainer's process with its libraries": ("sft", PROCESS_BYTES["sft"]),
+        "a trainer's process with DeepSpeed": ("deepspeed", PROCESS_BYTES["deepspeed"]),
         "an engine's process with its libraries": ("engine", PROCESS_BYTES["engine"]),
         "a process of rl with its libraries": ("rl", PROCESS_BYTES["rl"]),
         "a verifier process": ("verifier", VERIFIER_BYTES),
@@ -98,6 +127,41 @@ def sft(folder: str) -> list[Figure]:
                 )
             )
     return [*figures, large_blocks(folder)]
+
+
+def backends(folder: str) -> list[Figure]:
+    """Microbatches so small that what a backend keeps and reduces is most of the peak.
+
+    Above the same steps on the embedded student, less its own plan: the libraries of process
+    groups, and much of DeepSpeed, are loaded as they are first used.
+    """
+    student = str(embedded_path("student"))
+    figures = []
+    for name, setup in BACKENDS.items():
+        peaks = []
+        for model in (student, folder):
+            plan = trainer_plan(model, 2, 128, checkpointing=False, **setup)
+            predicted = max(each.num_bytes for each in trainer_moments(plan))
+            peaks.append((predicted, peak_of_ranks(model, setup)))
+        (of_student, base), (predicted, peak) = peaks
+        figures.append(
+            compared(
+                f"backends: {name}, 256-token microbatches", predicted, peak - base + of_student
+            )
+        )
+    return figures
+
+
+def peak_of_ranks(model: str, setup: dict[str, Any]) -> float:
+    """The peak of the rank that takes most, above its imports."""
+    num_ranks, address = setup["num_ranks"], free_address()
+
+    def peak(rank: int) -> float:
+        arguments = (model, 2, 128, setup, rank, address)
+        return found_by("peak_of_training", *arguments, environ=RETURNED)["above_base"]
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        return max(pool.map(peak, range(num_ranks)))
 
 
 def large_blocks(folder: str) -> Figure:
@@ -198,15 +262,28 @@ def heap_figure(name: str, predicted: float, measured: float, *, slack_bytes: in
     )
 
 
-def trainer_plan(model: str, rows: int, width: int, *, checkpointing: bool) -> TrainerPlan:
+def trainer_plan(
+    model: str,
+    rows: int,
+    width: int,
+    *,
+    checkpointing: bool,
+    num_ranks: int = 1,
+    backend: dict[str, Any] | None = None,
+    ema_decay: float | None = None,
+    num_candidates: int = 0,
+) -> TrainerPlan:
     """What plan_measures.py trains: two microbatches of `rows` rows in a step."""
     batch = largest_microbatch(
         microbatch_tokens=rows * width, max_model_len=width, num_rows=2 * rows, setting=""
     )
     return TrainerPlan(
         shape=read_shape(Path(model)),
-        num_trainers=1,
+        num_trainers=num_ranks,
         batch=batch,
+        backend=TypeAdapter(BackendConfig).validate_python(backend or {"kind": "fsdp"}),
+        keeps_average=ema_decay is not None,
+        num_candidates=num_candidates,
         device="cpu",
         dtype="float32",
         checkpointing=checkpointing,

@@ -62,11 +62,7 @@ def peak_of_training(
     """
     import torch.distributed as dist
 
-    import pear_ray.distributed.sft_loop
-
     if setup.get("backend", {}).get("kind") == "deepspeed":
-        import pear_ray.engines.deepspeed_trainer
-
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # it refuses to start without
     dist.init_process_group(
         "gloo",
@@ -210,10 +206,12 @@ def imported(kind: str) -> dict[str, float]:
         found = verifier.memory_info().rss
         pool.close()
         return {"bytes": found}
-    if kind == "sft":
-        import pear_ray.distributed.sft_loop
+    if kind in ("sft", "deepspeed"):
+        # With its process group and two steps of a tiny model: some is loaded at first use.
+        from pear_ray.embedded.paths import embedded_path
 
-        warm_up()
+        backend = {"kind": "deepspeed"} if kind == "deepspeed" else {"kind": "ddp"}
+        peak_of_training(str(embedded_path("student")), 1, 16, {"backend": backend})
         return {"bytes": memory_of("VmRSS")}
     set_engine_environment()
     if kind == "rl":

@@ -88,6 +88,8 @@ def _lines(
             yield "  at others: " + ", ".join(
                 f"{each.name} {size(each.num_bytes)}" for each in others
             )
+        if phase.on_host:
+            yield f"  in the host's memory, for each worker: {_sizes(phase.on_host)}"
         yield from (f"  note: {note}" for note in phase.notes)
         if phase.verdict is Verdict.TIGHT:
             yield f"  tight: measured peaks were up to {size(phase.slack_bytes)} above such a plan"
@@ -115,6 +117,10 @@ def _item_lines(items: Sequence[Item]) -> Iterator[str]:
     width = max(len(item.name) for item in items)
     for item in sorted(items, key=lambda item: -item.num_bytes):
         yield f"  {item.name:<{width}}  {size(item.num_bytes):>9}  {item.formula}"
+
+
+def _sizes(items: Sequence[Item]) -> str:
+    return ", ".join(f"{item.name} {size(item.num_bytes)}" for item in items)
 
 
 def _mend_lines(phase: Phase, mends: Sequence[Mend]) -> Iterator[str]:
@@ -147,6 +153,7 @@ def _tree(phase: Phase, mends: dict[str, list[Mend]]) -> dict[str, Any]:
         "peak": phase.peak.name,
         "moments": [asdict(each) | {"num_bytes": each.num_bytes} for each in phase.moments],
         "shortage": phase.shortage.words if phase.shortage else None,
+        "on_host": [asdict(item) for item in phase.on_host],
         "notes": list(phase.notes),
         "mends": [
             {"settings": dict(mend.settings), "num_bytes": mend.num_bytes}

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 
-from pear_ray.engines.vllm.spec import CPU_BATCHED_TOKENS, MAX_NUM_SEQS
+from pear_ray.engines.vllm.spec import CANDIDATES_AT_ONCE, CPU_BATCHED_TOKENS, MAX_NUM_SEQS
 from pear_ray.memory.items import GIB, Item, Moment, Shortage, moment, size
 from pear_ray.memory.model_shape import ModelShape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 KV_CACHE = "cluster.kv_cache_gib"
+PARALLEL = "score.tensor_parallel_size"
 GPU_SHARE = "cluster.gpu_memory_fraction"
 # Float32 logits, their log-softmax, and one byte each while ranks are counted: what scoring was
 # measured to stay below (benchmarks/results/score.json). Sampling on CPU holds the same three.
 BYTES_PER_LOGIT = 9
+BYTES_PER_CANDIDATE = 8  # its id and its log-prob, as they are written
 BYTES_PER_LOGPROB = 130  # of the four Python objects that vLLM makes of each, until a call ends
 
 
@@ -29,6 +31,8 @@ class EnginePlan:
         device_bytes: The GPU's memory, on CUDA; None where it is not known.
         chunk_tokens: Most tokens of a pass while scoring; None for an engine that samples.
         num_sequences: Sequences of one call.
+        top_k: Candidates besides its own that each token is scored with.
+        tensor_parallel_size: Devices that the model is split over; sizes are of one of them.
     """
 
     shape: ModelShape
@@ -40,6 +44,8 @@ class EnginePlan:
     device_bytes: int | None
     chunk_tokens: int | None = None
     num_sequences: int = MAX_NUM_SEQS
+    top_k: int = 0
+    tensor_parallel_size: int = 1
 
     @property
     def bytes_each(self) -> int:
@@ -53,8 +59,9 @@ class EnginePlan:
 
 
 def kv_bytes_per_token(plan: EnginePlan) -> int:
-    """Bytes of one token's keys and values in all layers."""
-    return 2 * plan.shape.num_layers * plan.shape.key_size * plan.bytes_each
+    """Bytes of one token's keys and values in all layers, on one device."""
+    heads = max(1, plan.shape.num_key_value_heads // plan.tensor_parallel_size)
+    return 2 * plan.shape.num_layers * heads * plan.shape.head_dim * plan.bytes_each
 
 
 def least_kv_bytes(plan: EnginePlan) -> int:
@@ -89,6 +96,10 @@ def engine_scoring(plan: EnginePlan) -> list[Moment]:
         setting="score.chunk_tokens",
     )
     num_logprobs = plan.num_sequences * plan.max_model_len
+    candidates = num_logprobs * plan.top_k
+    if plan.top_k:  # rows go in parts
+        least = plan.max_model_len * (1 + plan.top_k)
+        num_logprobs = min(num_logprobs + candidates, max(CANDIDATES_AT_ONCE, least))
     kept = Item(
         name="log-probs of a block, as vLLM keeps them",
         # In the host's memory, wherever the engine computes.
@@ -96,12 +107,18 @@ def engine_scoring(plan: EnginePlan) -> list[Moment]:
         formula=f"{BYTES_PER_LOGPROB} bytes x {num_logprobs:,} tokens",
         setting="score.rows_per_block",
     )
+    found = Item(
+        name="candidates of a block",
+        num_bytes=BYTES_PER_CANDIDATE * candidates if plan.device == "cpu" else 0,
+        formula=f"{BYTES_PER_CANDIDATE} bytes x {candidates:,}",
+        setting="score.top_k",
+    )
     states = _states(plan, "score.chunk_tokens")
     moments = [
         _through_layers(plan, "score.chunk_tokens"),
         *_heads(plan, tokens, [states, logits]),
     ]
-    return [moment(each.name, [kept], each.items) for each in moments]
+    return [moment(each.name, [kept, found], each.items) for each in moments]
 
 
 def engine_sampling(plan: EnginePlan) -> list[Moment]:
@@ -157,13 +174,14 @@ def engine_shortage(plan: EnginePlan) -> Shortage | None:
 
 def _weights(plan: EnginePlan) -> Item:
     if plan.shape.quantised_bytes is not None:
-        size = plan.shape.quantised_bytes
+        size = plan.shape.quantised_bytes // plan.tensor_parallel_size
         return Item(name="engine's weights", num_bytes=size, formula="the quantised tensors' size")
-    total, each = plan.shape.num_parameters, plan.bytes_each
+    total, each, devices = plan.shape.num_parameters, plan.bytes_each, plan.tensor_parallel_size
     return Item(
         name="engine's weights",
-        num_bytes=each * total,
-        formula=f"{each} bytes x {total:,} parameters",
+        num_bytes=each * total // devices,
+        formula=f"{each} bytes x {total:,} parameters{_over(plan)}",
+        setting=PARALLEL if devices > 1 else None,
     )
 
 
@@ -175,10 +193,15 @@ def _packed(plan: EnginePlan) -> list[Item]:
     return [
         Item(
             name="packed copies of embedding and head",
-            num_bytes=2 * plan.bytes_each * size,
-            formula=f"2 x {plan.bytes_each} bytes x {size:,} parameters, tied or not",
+            num_bytes=2 * plan.bytes_each * size // plan.tensor_parallel_size,
+            formula=f"2 x {plan.bytes_each} bytes x {size:,} parameters, tied or not{_over(plan)}",
         )
     ]
+
+
+def _over(plan: EnginePlan) -> str:
+    devices = plan.tensor_parallel_size
+    return f" / {devices} devices" if devices > 1 else ""
 
 
 def _kv_cache(plan: EnginePlan) -> Item:
@@ -210,7 +233,8 @@ def _states(plan: EnginePlan, setting: str | None) -> Item:
 
 def _through_layers(plan: EnginePlan, setting: str | None) -> Moment:
     """An MLP at its widest: residual stream, its normed copy, gate and up, their product."""
-    per_token = (2 * plan.shape.hidden_size + 3 * plan.shape.intermediate_size) * plan.bytes_each
+    inner = 3 * plan.shape.intermediate_size // plan.tensor_parallel_size
+    per_token = (2 * plan.shape.hidden_size + inner) * plan.bytes_each
     inside = Item(
         name="activations of a pass",
         num_bytes=per_token * plan.pass_tokens,

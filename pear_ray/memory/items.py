@@ -71,6 +71,7 @@ class Phase:
         shortage: What an engine of the phase lacks, if it does.
         slack_bytes: By how much measured peaks were above such a plan, at most; 0 where nothing was
             measured.
+        on_host: What one worker holds in the host's memory beside that; not judged.
         notes: What the numbers leave out or only estimate.
     """
 
@@ -80,6 +81,7 @@ class Phase:
     available_bytes: int | None
     shortage: Shortage | None = None
     slack_bytes: int = 0
+    on_host: tuple[Item, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

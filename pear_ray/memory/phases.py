@@ -1,14 +1,13 @@
 """A run's phases: who is on a device at the same time, and what it has."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pear_ray.config.backends import FsdpBackend
 from pear_ray.config.corpus import SampledCorpus
+from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.problems import RewardConfig
 from pear_ray.config.run import RunConfig
-from pear_ray.config.sft import SftConfig
 from pear_ray.engines.vllm.spec import GATHERED_BYTES, MAX_NUM_SEQS
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
@@ -26,16 +25,13 @@ from pear_ray.memory.engine import (
 )
 from pear_ray.memory.items import GIB, Item, Moment, Phase, beside, moment
 from pear_ray.memory.model_shape import ModelShape, read_shape
-from pear_ray.memory.training import (
-    TrainerPlan,
-    gathered_root,
-    trainer_moments,
-    trainer_state,
-)
+from pear_ray.memory.spread import gathered_root, spread_of
+from pear_ray.memory.trainer_plan import TrainerPlan
+from pear_ray.memory.training import trainer_moments, trainer_state
 
 MIB = 2**20
 # Measured by benchmarks/plan.py (figures beginning with "process"), with room for how they vary.
-PROCESS_BYTES = {"sft": 520 * MIB, "engine": 640 * MIB, "rl": 740 * MIB}
+PROCESS_BYTES = {"sft": 520 * MIB, "deepspeed": 600 * MIB, "engine": 640 * MIB, "rl": 740 * MIB}
 VERIFIER_BYTES = 140 * MIB
 DRIVER_AND_RAY_BYTES = 1400 * MIB
 # Shares by which measured peaks on CPU were above the plan (benchmarks/results/plan.json), rounded
@@ -116,6 +112,8 @@ def _score(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
         memory,
         chunk_tokens=config.score.chunk_tokens,
         num_sequences=config.score.rows_per_block,
+        top_k=config.score.top_k,
+        tensor_parallel_size=config.score.tensor_parallel_size,
     )
     moments = beside(engine_scoring(engine), engine_resident(engine))
     return _engine_phase("score", config, engine, memory, moments)
@@ -153,14 +151,15 @@ def _engine_phase(
 ) -> Phase:
     """A stage of `cluster.num_samplers` engines; its verifiers, if any, are beside the driver."""
     cluster = config.cluster
+    num_workers = cluster.num_samplers * engine.tensor_parallel_size
     verifiers = rewards.num_processes * VERIFIER_BYTES if rewards else 0
     if cluster.device == "cuda" and engine.device_bytes is not None:
         moments = (moment("the engine", engine_resident(engine)),)  # passes are inside its share
     return Phase(
         name=name,
-        num_workers=cluster.num_samplers,
+        num_workers=num_workers,
         moments=beside(moments, _process(config, "engine")),
-        available_bytes=_available(config, memory, cluster.num_samplers, beside_them=verifiers),
+        available_bytes=_available(config, memory, num_workers, beside_them=verifiers),
         shortage=engine_shortage(engine),
         slack_bytes=engine_slack(engine, moments),
         notes=_notes(config, engine.shape),
@@ -180,8 +179,12 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         device=config.cluster.device,
         dtype=config.models.dtype,
         checkpointing=checkpointing or config.sft.activation_checkpointing,
+        backend=config.sft.backend,
+        keeps_average=config.sft.ema_decay is not None,
+        num_candidates=_num_candidates(config),
     )
-    notes = (*_not_modelled(config.sft), *_notes(config, shape))
+    notes = _notes(config, shape)
+    kind = "deepspeed" if config.sft.backend.kind == "deepspeed" else "sft"
     if config.sft.pass_at_k is not None:
         engine = _engine(config, shape, memory)
         between = trainer_state(trainer, gradients=False)
@@ -191,9 +194,10 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
     return Phase(
         name="sft",
         num_workers=config.cluster.num_trainers,
-        moments=beside(trainer_moments(trainer), _process(config, "sft")),
+        moments=beside(trainer_moments(trainer), _process(config, kind)),
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         slack_bytes=trainer_slack(trainer),
+        on_host=spread_of(trainer).kept_on_host,
         notes=notes,
     )
 
@@ -250,6 +254,7 @@ def _colocated(
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         shortage=engine_shortage(engine),
         slack_bytes=trainer_slack(trainer) + engine_slack(engine, alone),
+        on_host=spread_of(trainer).kept_on_host,
         notes=notes,
     )
 
@@ -283,6 +288,8 @@ def _engine(
     *,
     chunk_tokens: int | None = None,
     num_sequences: int = MAX_NUM_SEQS,
+    top_k: int = 0,
+    tensor_parallel_size: int = 1,
 ) -> EnginePlan:
     return EnginePlan(
         shape=shape,
@@ -294,6 +301,8 @@ def _engine(
         device_bytes=memory.device_bytes,
         chunk_tokens=chunk_tokens,
         num_sequences=num_sequences,
+        top_k=top_k,
+        tensor_parallel_size=tensor_parallel_size,
     )
 
 
@@ -350,17 +359,10 @@ def trainer_slack(trainer: TrainerPlan) -> int:
     return int(HEAP_SLACK * small + LARGE_BLOCK_SLACK * (changing - small))
 
 
-def _not_modelled(sft: SftConfig) -> Iterator[str]:
-    """What the run asks of SFT and these sizes leave out."""
-    if sft.backend != FsdpBackend():
-        yield (
-            "not modelled: these are the sizes of FSDP2 over all trainers, and sft.backend is "
-            f"{sft.backend.kind} with settings of its own"
-        )
-    if sft.ema_decay is not None:
-        yield "not modelled: the average of the weights, as large again as the parameters"
-    if sft.objective.kind in ("asft", "sft_kl", "forward_kl"):
-        yield "not modelled: the logits that candidates take besides, about as much again"
+def _num_candidates(config: RunConfig) -> int:
+    """Ids besides its own that SFT compares each token on."""
+    objective = config.sft.objective
+    return config.score.top_k if objective.kind == "forward_kl" else reference_top_k(objective)
 
 
 def _notes(config: RunConfig, shape: ModelShape) -> tuple[str, ...]:

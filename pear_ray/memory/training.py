@@ -1,47 +1,19 @@
-"""What a trainer holds: its share of the state that FSDP2 splits, and what a step adds to it."""
+"""What a step adds to what a trainer keeps, moment by moment."""
 
-from dataclasses import dataclass
-
-from pear_ray.config.sections import compute_dtype
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
     LOGPROB_CHUNK_TOKENS,
-    Microbatch,
     layer_bytes_per_token,
     layer_gradient_activations,
     saved_activations,
 )
 from pear_ray.memory.items import Item, Moment, moment
-from pear_ray.memory.model_shape import ModelShape
+from pear_ray.memory.spread import num_shards, spread_of
+from pear_ray.memory.trainer_plan import TRAINERS, TrainerPlan
 
-TRAINERS = "cluster.num_trainers"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerPlan:
-    """One rank of a training group.
-
-    Attributes:
-        shape: The policy's shape.
-        num_trainers: Ranks that FSDP2 splits parameters, gradients and moments over.
-        batch: The largest microbatch.
-        device: `cpu` or `cuda`.
-        dtype: As `models.dtype`.
-        checkpointing: Whether layers are computed again in backward.
-    """
-
-    shape: ModelShape
-    num_trainers: int
-    batch: Microbatch
-    device: str
-    dtype: str
-    checkpointing: bool = False
-
-    @property
-    def bytes_each(self) -> int:
-        """Bytes of a number in forward and backward passes."""
-        narrow = compute_dtype(self.dtype, device=self.device) == "bfloat16"
-        return 2 if narrow else FLOAT32_BYTES
+# Of a candidate of a token: its id twice (int64), whether it is padding, its log-prob as given, as
+# the policy has it and that less the normaliser, and the gradient of it twice.
+BYTES_PER_CANDIDATE = 2 * 8 + 1 + 3 * FLOAT32_BYTES + 2 * FLOAT32_BYTES
 
 
 def trainer_moments(plan: TrainerPlan) -> list[Moment]:
@@ -53,38 +25,25 @@ def trainer_moments(plan: TrainerPlan) -> list[Moment]:
         _layer_backward(plan),
         _optimizer_step(plan),
     ]
-    return [*step, _export(plan)] if plan.num_trainers > 1 else step
+    spread = spread_of(plan)
+    if spread.reducing:
+        step.append(
+            moment(
+                "gradients, reduced", spread.kept, spread.gradients, spread.whole, spread.reducing
+            )
+        )
+    return [*step, _export(plan)] if spread.is_split else step
 
 
 def trainer_state(plan: TrainerPlan, *, gradients: bool) -> list[Item]:
     """What a rank keeps between steps, and where asked for the gradients that a step adds up."""
-    total, ranks = plan.shape.num_parameters, plan.num_trainers
-
-    def share(name: str, bytes_per_parameter: int) -> Item:
-        return Item(
-            name=name,
-            num_bytes=bytes_per_parameter * total // ranks,
-            formula=f"{bytes_per_parameter} bytes x {total:,} parameters / {ranks} trainers",
-            setting=TRAINERS,
-        )
-
-    state = [share("parameters", FLOAT32_BYTES), share("AdamW's moments", 2 * FLOAT32_BYTES)]
-    return [*state, share("gradients", FLOAT32_BYTES)] if gradients else state
-
-
-def gathered_root(plan: TrainerPlan) -> Item:
-    """The unit around the layers, which stays whole from the first layer's forward to the end."""
-    num_parameters = plan.shape.outside_parameters
-    return Item(
-        name="embedding and head, gathered",
-        num_bytes=plan.bytes_each * num_parameters,
-        formula=f"{plan.bytes_each} bytes x {num_parameters:,} parameters outside the layers",
-    )
+    spread = spread_of(plan)
+    return [*spread.kept, *spread.gradients] if gradients else [*spread.kept]
 
 
 def _loading(plan: TrainerPlan) -> Moment:
     """Every rank loads the whole model before it is split."""
-    total, ranks = plan.shape.num_parameters, plan.num_trainers
+    total, ranks = plan.shape.num_parameters, num_shards(plan)
     whole = Item(
         name="whole model while it is loaded",
         num_bytes=FLOAT32_BYTES * total,
@@ -109,16 +68,18 @@ def _logprobs_forward(plan: TrainerPlan) -> Moment:
         setting=plan.batch.setting,
     )
     chunk = _logits_chunk(plan, bytes_each=2 * FLOAT32_BYTES)
-    return moment("log-probs, forward", _step_state(plan), [last, chunk])
+    return moment("log-probs, forward", _step_state(plan), [last, chunk, _candidates(plan)])
 
 
 def _logprobs_backward(plan: TrainerPlan) -> Moment:
-    """The head's gradient is summed over chunks; one chunk's product is as large again."""
+    """The head's gradient is summed over chunks, in place but for bfloat16 on CUDA."""
     size, hidden = plan.shape.embedding_parameters, plan.shape.hidden_size * plan.bytes_each
+    is_narrow = plan.bytes_each < FLOAT32_BYTES
+    copies = 2 if is_narrow else 1
     head = Item(
-        name="head's gradient, and one chunk's part of it",
-        num_bytes=2 * FLOAT32_BYTES * size,
-        formula=f"2 x {FLOAT32_BYTES} bytes x {size:,} parameters of the head",
+        name="head's gradient" + (", and one chunk's part of it" if is_narrow else ""),
+        num_bytes=copies * FLOAT32_BYTES * size,
+        formula=f"{copies} x {FLOAT32_BYTES} bytes x {size:,} parameters of the head",
     )
     states = Item(
         name="gradient of the predicting states",
@@ -127,9 +88,12 @@ def _logprobs_backward(plan: TrainerPlan) -> Moment:
         setting=plan.batch.setting,
     )
     # On CUDA the products in bfloat16 take a copy of the chunk in it.
-    narrow = plan.bytes_each if plan.bytes_each < FLOAT32_BYTES else 0
-    chunk = _logits_chunk(plan, bytes_each=FLOAT32_BYTES + narrow)
-    return moment("log-probs, backward", _step_state(plan), [head, states, chunk])
+    narrow = plan.bytes_each if is_narrow else 0
+    # What the ids outside the candidates get of the gradient is made beside what they all get.
+    rest = FLOAT32_BYTES if plan.num_candidates else 0
+    chunk = _logits_chunk(plan, bytes_each=FLOAT32_BYTES + narrow + rest)
+    items = [head, states, chunk, _candidates(plan)]
+    return moment("log-probs, backward", _step_state(plan), items)
 
 
 def _layer_backward(plan: TrainerPlan) -> Moment:
@@ -139,16 +103,6 @@ def _layer_backward(plan: TrainerPlan) -> Moment:
         name="head's gradient",
         num_bytes=each * shape.embedding_parameters,
         formula=f"{each} bytes x {shape.embedding_parameters:,} parameters of the head",
-    )
-    # Its parameters, its gradients, and where there is somebody to reduce with, the next layer's
-    # parameters as they are received, twice: the buffer and what is copied out of it.
-    copies = 2 if plan.num_trainers == 1 else 4
-    layer = Item(
-        name="a layer gathered, and its gradients",
-        num_bytes=(copies * each + FLOAT32_BYTES) * shape.layer_parameters,
-        formula=f"({copies} x {each} + {FLOAT32_BYTES}) bytes x {shape.layer_parameters:,} "
-        "parameters of a layer: whole, its gradients, the buffer they are reduced in"
-        + ("" if plan.num_trainers == 1 else ", the next layer as it comes"),
     )
     inside = [layer_gradient_activations(shape, plan.batch, bytes_each=each)]
     if plan.checkpointing:
@@ -161,7 +115,8 @@ def _layer_backward(plan: TrainerPlan) -> Moment:
             setting=plan.batch.setting,
         )
         inside.append(again)
-    return moment("a layer, backward", _step_state(plan), [head, layer], inside)
+    layer = spread_of(plan).layer
+    return moment("a layer, backward", _step_state(plan), [head], layer, inside)
 
 
 def _optimizer_step(plan: TrainerPlan) -> Moment:
@@ -169,19 +124,19 @@ def _optimizer_step(plan: TrainerPlan) -> Moment:
 
     PyTorch updates tensor by tensor on CPU, and all of them together (foreach) on CUDA.
     """
-    shape, ranks = plan.shape, plan.num_trainers
-    copies, size, which = (
-        (1, shape.num_parameters, "parameters")
-        if plan.device == "cuda"
-        else (2, shape.embedding_parameters, "parameters of the embedding")
-    )
+    spread = spread_of(plan)
+    copies = 1 if plan.device == "cuda" else 2
+    numbers = spread.update_parameters
     update = Item(
         name="temporaries of the update",
-        num_bytes=copies * FLOAT32_BYTES * size // ranks,
-        formula=f"{copies} x {FLOAT32_BYTES} bytes x {size:,} {which} / {ranks} trainers",
+        num_bytes=copies * FLOAT32_BYTES * numbers,
+        formula=f"{copies} x {FLOAT32_BYTES} bytes x {numbers:,} parameters that a rank updates "
+        "at once",
         setting=TRAINERS,
     )
-    return moment("the optimizer step", trainer_state(plan, gradients=True), [update])
+    # ZeRO sums up gradients in its own order, and hands them to AdamW as one tensor.
+    flat = [item for item in spread.reducing if "partition" in item.name]
+    return moment("the optimizer step", trainer_state(plan, gradients=True), flat, [update])
 
 
 def _export(plan: TrainerPlan) -> Moment:
@@ -205,7 +160,7 @@ def _step_state(plan: TrainerPlan) -> list[Item]:
     """What is held from the end of a forward pass to the beginning of its backward pass."""
     return [
         *trainer_state(plan, gradients=not plan.batch.is_only),
-        gathered_root(plan),
+        *spread_of(plan).whole,
         *saved_activations(
             plan.shape,
             plan.batch,
@@ -221,4 +176,15 @@ def _logits_chunk(plan: TrainerPlan, *, bytes_each: int) -> Item:
         name="logits of one chunk",
         num_bytes=bytes_each * tokens * plan.shape.vocab_size,
         formula=f"{bytes_each} bytes x {tokens} tokens x {plan.shape.vocab_size:,} vocabulary",
+    )
+
+
+def _candidates(plan: TrainerPlan) -> Item:
+    ids, tokens = plan.num_candidates and plan.num_candidates + 1, plan.batch.num_tokens
+    return Item(
+        name="candidates of the tokens, and their log-probs",
+        num_bytes=BYTES_PER_CANDIDATE * tokens * ids,
+        formula=f"{BYTES_PER_CANDIDATE} bytes x {tokens:,} tokens x {ids} ids, their own among "
+        "them",
+        setting="score.top_k",
     )

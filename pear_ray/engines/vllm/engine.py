@@ -13,12 +13,9 @@ from pear_ray.engines.policy import Policy
 from pear_ray.engines.top_logprobs import MaskedIds, TopLogprobs, select_top, within_tokens
 from pear_ray.engines.vllm import weights
 from pear_ray.engines.vllm.flat_logprobs import chosen_logprobs, prompt_candidates
-from pear_ray.engines.vllm.spec import CPU_BATCHED_TOKENS, EngineSpec, Sampling
+from pear_ray.engines.vllm.spec import CANDIDATES_AT_ONCE, CPU_BATCHED_TOKENS, EngineSpec, Sampling
 from pear_ray.errors import EngineError, OutOfMemoryError
 from pear_ray.records import Completion, FinishReason
-
-# vLLM keeps each as four Python objects until a call ends: about 130 bytes, so 270 MB.
-CANDIDATES_AT_ONCE = 2**21
 
 
 class VllmEngine:

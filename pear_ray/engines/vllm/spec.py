@@ -5,6 +5,8 @@ from dataclasses import dataclass
 CPU_BATCHED_TOKENS = 4096  # bounds the logits of one prefill
 GATHERED_BYTES = 256 * 2**20  # of layers held whole at once: little beside any GPU, much on gloo
 MAX_NUM_SEQS = 256  # decoded at once
+# vLLM keeps each as four Python objects until a call ends: about 130 bytes, so 270 MB.
+CANDIDATES_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

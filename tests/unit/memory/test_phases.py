@@ -254,3 +254,26 @@ def test_words() -> None:
     assert size(3 * GIB // 2) == "1.50 GiB"
     assert size(3 * 2**20) == "3.0 MiB"
     assert summary(phases(run(), host=200 * GIB)["sft"]).startswith("fits: ")
+
+
+def test_a_backend_of_ones_own_is_planned_as_itself() -> None:
+    ddp = phases(run("sft.backend.kind=ddp"))
+    assert "buckets that gradients are reduced in" in names(ddp["sft"].peak)
+    assert ddp["rl"] == phases(run())["rl"]  # which is always FSDP2
+    zero = phases(run("sft.backend.kind=deepspeed"))["sft"]
+    libraries = [i.num_bytes for i in zero.peak.items if i.name == "process with its libraries"]
+    assert libraries == [PROCESS_BYTES["deepspeed"]]
+
+
+def test_what_offloading_puts_on_the_host() -> None:
+    on_cuda = ("cluster.device=cuda", "sft.backend.kind=fsdp", "sft.backend.cpu_offload=true")
+    found = phases(run(*on_cuda), device=80 * GIB)["sft"]
+    assert sum(item.num_bytes for item in found.on_host) == 16 * QWEN3.num_parameters // 2
+    assert not {"parameters", "AdamW's moments"} & names(found.peak)
+
+
+def test_devices_of_one_scoring_engine() -> None:
+    score = phases(run("score.tensor_parallel_size=2"), host=64 * GIB)["score"]
+    assert score.num_workers == 2 * run().cluster.num_samplers
+    [weights] = [item for item in score.peak.items if item.name == "engine's weights"]
+    assert weights.num_bytes == 2 * QWEN3.num_parameters

@@ -1,5 +1,6 @@
 """An engine's items on the toy model, worked out by hand."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -96,3 +97,26 @@ def test_a_share_of_a_gpu_for_less_than_one_sequence(
     [share] = engine_resident(plan)
     assert share.num_bytes == needed + more // 2
     assert bool(engine_shortage(plan)) == is_short
+
+
+def test_devices_share_a_model_but_not_its_logits(toy: ModelShape) -> None:
+    two_heads = dataclasses.replace(toy, num_key_value_heads=2)
+    one, two = (engine(two_heads, chunk_tokens=8, tensor_parallel_size=n) for n in (1, 2))
+    assert sizes(engine_resident(two))["engine's weights"] == 2 * 340
+    assert kv_bytes_per_token(two) == kv_bytes_per_token(one) // 2
+    assert engine_scoring(two)[1] == engine_scoring(one)[1]
+    # a head cannot be split: both devices keep it
+    assert kv_bytes_per_token(engine(toy, tensor_parallel_size=2)) == kv_bytes_per_token(
+        engine(toy)
+    )
+
+
+def test_candidates_are_kept_in_parts(toy: ModelShape) -> None:
+    def kept(**changes: Any) -> dict[str, int]:
+        return sizes(engine_scoring(engine(toy, chunk_tokens=8, **changes))[1].items)
+
+    few = kept(top_k=4)
+    assert few["log-probs of a block, as vLLM keeps them"] == 130 * 3 * 16 * 5
+    assert few["candidates of a block"] == 8 * 3 * 16 * 4
+    many = kept(top_k=1000, num_sequences=1000)
+    assert many["log-probs of a block, as vLLM keeps them"] == 130 * 2**21

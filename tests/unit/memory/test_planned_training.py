@@ -7,7 +7,8 @@ import pytest
 from pear_ray.memory.activations import Microbatch
 from pear_ray.memory.items import Moment
 from pear_ray.memory.model_shape import ModelShape
-from pear_ray.memory.training import TrainerPlan, trainer_moments
+from pear_ray.memory.trainer_plan import TrainerPlan
+from pear_ray.memory.training import trainer_moments
 
 STATE = 680 + 1360  # 4 and 8 bytes x 340 parameters / 2
 GRADIENTS = 680
@@ -28,8 +29,8 @@ def moments(toy: ModelShape, **changes: Any) -> dict[str, Moment]:
         ("loading and sharding", 4 * 340 + 680),
         # last hidden states, and the chunk's logits twice
         ("log-probs, forward", STEP + 16 * 16 + 8 * 16 * 10),
-        # the head's gradient twice, that of the states, and the chunk's logits once
-        ("log-probs, backward", STEP + 2 * 160 + 16 * 16 + 4 * 16 * 10),
+        # the head's gradient, that of the states, and the chunk's logits once
+        ("log-probs, backward", STEP + 160 + 16 * 16 + 4 * 16 * 10),
         # the head's gradient, a layer five times, (2 x 6 + 2 x 4) x 4 bytes for each token
         ("a layer, backward", STEP + 160 + 5 * 4 * 128 + 16 * 80),
         # both temporaries of the embedding's half
