@@ -9,6 +9,7 @@ the plan predicts, and with glibc's heap as it comes, which keeps blocks of less
 """
 
 import functools
+import json
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import free_address, in_process
-from record import Figure, write_parts
+from record import RESULTS, Figure, write_parts
 
 from pear_ray.config.backends import BackendConfig
 from pear_ray.embedded.paths import embedded_path
@@ -46,6 +47,7 @@ from pear_ray.memory.training import trainer_moments, trainer_state
 
 MIB, GIB = 2**20, 2**30
 MOST_OFF = 0.15
+HEAP = ", glibc's heap"
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}  # blocks of 1 MiB and more are mapped on their own
 
 # On the 35M Llama, two ranks but for the last.
@@ -72,7 +74,10 @@ BACKENDS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Measure what is asked for, and write the figures."""
+    """Measure what is asked for, and write the figures; or print them as a table."""
+    if "--table" in sys.argv:
+        print(table(json.loads((RESULTS / "plan.json").read_text(encoding="utf-8"))))
+        return
     with tempfile.TemporaryDirectory() as folder:
         found_by("make_model", folder)
         parts = (process, sft, backends, score, rl)
@@ -144,11 +149,7 @@ def backends(folder: str) -> list[Figure]:
             predicted = max(each.num_bytes for each in trainer_moments(plan))
             peaks.append((predicted, peak_of_ranks(model, setup)))
         (of_student, base), (predicted, peak) = peaks
-        figures.append(
-            compared(
-                f"backends: {name}, 256-token microbatches", predicted, peak - base + of_student
-            )
-        )
+        figures.append(compared(f"backends: {name}", predicted, peak - base + of_student))
     return figures
 
 
@@ -235,6 +236,28 @@ def base_bytes(kind: str) -> float:
     return found - sum(item.num_bytes for item in engine_resident(student))
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Predicted and measured peaks as Markdown; what a heap kept stands beside its own row."""
+    lines = [
+        "| MiB | predicted | measured | predicted / measured | measured as it comes |",
+        "|---|---|---|---|---|",
+    ]
+    peaks = {row["name"]: row for row in rows if row["ratio"]}
+    for name in dict.fromkeys(name.removesuffix(HEAP) for name in peaks):
+        own, heap = peaks.get(name), peaks.get(name + HEAP)
+        given = own or heap or {}
+        predicted = str(given["reference"]).rpartition(": ")[2].removesuffix(" MiB")
+        cells = [
+            name,
+            predicted,
+            f"{own['value']:,.0f}" if own else "",
+            f"{own['ratio']:.2f}" if own else "",
+            f"{heap['value']:,.0f}" if heap else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def compared(name: str, predicted: float, measured: float) -> Figure:
     """A peak above the imports, with the share of it that was predicted."""
     ratio = predicted / measured
@@ -252,7 +275,7 @@ def compared(name: str, predicted: float, measured: float) -> Figure:
 def heap_figure(name: str, predicted: float, measured: float, *, slack_bytes: int) -> Figure:
     """How much more than the tensors a process takes whose heap keeps freed blocks."""
     return Figure(
-        name=f"{name}, glibc's heap",
+        name=name + HEAP,
         value=measured / MIB,
         unit="MiB",
         reference=f"predicted over measured; predicted: {predicted / MIB:,.0f} MiB",

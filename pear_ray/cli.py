@@ -18,6 +18,7 @@ from pear_ray.records import ON_DEMAND_STAGES, STAGES
 COMPARISON = "compare.html"
 SHOWN_ROWS = 3  # by `pear inspect`
 PAGES = {"diagnose": "diagnose/diagnose.html"}  # what to look at, where it is not the report
+GPUS = ("h100", "h200", "a100", "l4")  # of memory.pace, which is not imported for --help
 BYTES_OF = {
     f"{letter}{infix}B": base**power
     for infix, base in (("i", 1024), ("", 1000))
@@ -60,7 +61,18 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     config = load_run(parsed.run_file, parsed.overrides)
     if parsed.command == "plan":
         plan = importlib.import_module("pear_ray.plan")
-        return plan.run_plan(config, device_bytes=parsed.device_memory, as_json=parsed.json)
+        durations = importlib.import_module("pear_ray.memory.durations")
+        return plan.run_plan(
+            config,
+            device_bytes=parsed.device_memory,
+            device=parsed.device,
+            workload=durations.Workload(
+                num_rows=parsed.rows,
+                row_tokens=parsed.row_tokens or config.models.max_model_len // 2,
+                completion_tokens=parsed.completion_tokens,
+            ),
+            as_json=parsed.json,
+        )
     only = None if parsed.command == "run" else parsed.command
     if parsed.dry_run:
         return _dry_run(config, only=only, reuse_from=parsed.reuse)
@@ -148,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
             help="take stages from there that are complete and of the same settings and inputs; "
             "may be given again",
         )
-    says = "what each phase will take of a device's memory, and what mends it where it is too much"
+    says = "what each phase will take of a device's memory and of time, and what mends the former"
     plan = commands.add_parser("plan", help=says, description=says)
     _add_run(plan)
     plan.add_argument(
@@ -157,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="of a GPU, such as 80GiB; on CPU, of one worker (this machine's share of it)",
     )
+    plan.add_argument("--device", choices=GPUS, help="the GPU, for times and memory")
+    for option, metavar, of in (
+        ("--rows", "N", "rows of the corpus"),
+        ("--row-tokens", "N", "mean tokens of a row (half of models.max_model_len)"),
+        ("--completion-tokens", "N", "mean tokens of a sampled completion (half of max_tokens)"),
+    ):
+        plan.add_argument(option, type=_count, metavar=metavar, help=of)
     plan.add_argument("--json", action="store_true", help="for machines")
     status = commands.add_parser("status", help="where a run is, from any terminal")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")

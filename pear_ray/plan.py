@@ -11,8 +11,10 @@ from pear_ray.config.run import RunConfig
 from pear_ray.engines.model_files import config_folder
 from pear_ray.errors import ConfigError, InputError
 from pear_ray.machine import memory_bytes
+from pear_ray.memory.durations import Workload, plan_durations
 from pear_ray.memory.items import Item, Phase, Verdict, size, summary
 from pear_ray.memory.mend import Mend, find_mends
+from pear_ray.memory.pace import DEVICES, Pace, pace_of_gpu, pace_of_this_machine
 from pear_ray.memory.phases import (
     DRIVER_AND_RAY_BYTES,
     Memory,
@@ -20,22 +22,37 @@ from pear_ray.memory.phases import (
     plan_phases,
     read_shapes,
 )
+from pear_ray.memory.time_words import time_lines, time_tree
 
 DOES_NOT_FIT = 2  # as where an input cannot be used: nothing was started, and nothing should be
 
 
-def run_plan(config: RunConfig, *, device_bytes: int | None, as_json: bool) -> int:
+def run_plan(
+    config: RunConfig,
+    *,
+    device_bytes: int | None,
+    device: str | None,
+    workload: Workload,
+    as_json: bool,
+) -> int:
     """Print the plan; the exit code: 0, or 2 where a phase does not fit.
 
     Args:
         config: The run.
         device_bytes: Memory of one GPU, or of one worker on CPU, where somebody said.
+        device: A GPU of `memory.pace.DEVICES`, where somebody said.
+        workload: Sizes that the run file does not hold.
         as_json: For machines instead of people.
 
     Raises:
+        ConfigError: `device` is a GPU, and the run is not for one.
         InputError: A model's sizes cannot be read.
     """
     models = _models(config)
+    pace = _pace(config, device)
+    durations = plan_durations(config, models, pace, workload) if pace else []
+    if device and device_bytes is None:
+        device_bytes = DEVICES[device].memory_bytes
     memory = Memory(device_bytes=device_bytes, host_bytes=memory_bytes())
     phases = plan_phases(config, models, memory)
     mends = {
@@ -44,11 +61,32 @@ def run_plan(config: RunConfig, *, device_bytes: int | None, as_json: bool) -> i
         if phase.verdict is Verdict.TOO_LARGE
     }
     if as_json:
-        tree = {"run": config.name, "phases": [_tree(each, mends) for each in phases]}
+        tree = {
+            "run": config.name,
+            "phases": [_tree(each, mends) for each in phases],
+            "time": time_tree(durations, pace),
+        }
         sys.stdout.write(json.dumps(tree, indent=2) + "\n")
     else:
-        sys.stdout.write("\n".join(_lines(config, models, memory, phases, mends)) + "\n")
+        lines = [
+            *_lines(config, models, memory, phases, mends),
+            "",
+            *time_lines(config, durations, pace, workload),
+        ]
+        sys.stdout.write("\n".join(lines) + "\n")
     return DOES_NOT_FIT if mends else 0
+
+
+def _pace(config: RunConfig, device: str | None) -> Pace | None:
+    """What a worker is taken to reach; None for a GPU of which nobody said what it is."""
+    if config.cluster.device == "cpu":
+        if device:
+            raise ConfigError(
+                f"--device {device} is a GPU, and cluster.device=cpu; add cluster.device=cuda, or "
+                "leave --device out"
+            )
+        return pace_of_this_machine(max(1, int(config.cluster.cpus_per_worker)))
+    return pace_of_gpu(DEVICES[device], config.models.dtype) if device else None
 
 
 def _models(config: RunConfig) -> ModelShapes:
@@ -99,9 +137,12 @@ def _lines(
 
 def _there_is(config: RunConfig, memory: Memory) -> str:
     if memory.device_bytes is not None:
-        return f"{size(memory.device_bytes)} for each worker, as --device-memory says"
+        return f"{size(memory.device_bytes)} for each worker, as the options say"
     if config.cluster.device == "cuda":
-        return "not known; say what a GPU has with --device-memory, such as 80GiB"
+        return (
+            "not known; say which GPU with --device, or what it has with --device-memory, such as "
+            "80GiB"
+        )
     if config.cluster.address is not None:
         return (
             f"not known: the cluster at {config.cluster.address} is not asked; say what a worker "

@@ -1,0 +1,246 @@
+"""How long each phase of a run will take: FLOPs and bytes over a pace, and measured start-ups.
+
+An estimate: it knows neither how long rows are (the workload says) nor how full a GPU is kept (the
+pace assumes). FLOPs of a pass over given tokens are 2 N per token and, for attention, 4 x layers x
+width of the queries x length per token, as if it were not causal; a training step takes three such
+passes (6 N), with activation checkpointing four (8 N).
+"""
+
+import math
+from dataclasses import dataclass
+
+from pear_ray.config.corpus import SampledCorpus
+from pear_ray.config.run import RunConfig
+from pear_ray.config.sft import needs_initial_policy
+from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
+from pear_ray.memory.engine import DTYPE_BYTES
+from pear_ray.memory.model_shape import ModelShape
+from pear_ray.memory.pace import Pace
+from pear_ray.memory.phases import ModelShapes
+
+FORWARDS_PER_STEP, FORWARDS_WHEN_CHECKPOINTING = 3, 4
+NUM_CHECKPOINTS = 3  # that `evaluate` samples from: base, SFT, RL
+ROWS_WITHOUT_NUMBER = 1000  # what is planned of a corpus that nobody has counted
+# Seconds on two CPU cores, from a run of the demo (docs/planning.md), whose models are so small
+# that little else is in them. A GPU's engine takes longer: it captures graphs.
+START_S = {"collect": 20.0, "score": 20.0, "sft": 15.0, "rl": 30.0, "evaluate": 20.0}
+DECODE_STEP_S = 0.01  # what vLLM does beside computing, for each token of all sequences
+UPDATE_S = 0.05  # of a training step, its rewards and its checks beside computing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Sizes that a run file does not hold.
+
+    Attributes:
+        num_rows: Rows of the corpus; None where nobody said.
+        row_tokens: Mean tokens of a row, prompt and completion.
+        completion_tokens: Mean tokens of a sampled completion; None: half of what is allowed.
+    """
+
+    num_rows: int | None
+    row_tokens: int
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Something a phase spends time on, and how that was worked out."""
+
+    name: str
+    seconds: float
+    formula: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duration:
+    """How long a phase takes."""
+
+    phase: str
+    parts: tuple[Part, ...]
+
+    @property
+    def seconds(self) -> float:
+        """All parts, one after the other."""
+        return sum(part.seconds for part in self.parts)
+
+
+def plan_durations(
+    config: RunConfig, models: ModelShapes, pace: Pace, workload: Workload
+) -> list[Duration]:
+    """The time of every stage that computes with a model, in the run's order."""
+    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
+    corpus, evaluate, cluster = config.corpus, config.evaluate, config.cluster
+    policy, rows = models.policy, num_rows(config, workload)
+    decode = _Decoding(config, pace, workload)
+    phases: dict[str, list[Part]] = {}
+    if isinstance(corpus, SampledCorpus):
+        sequences = corpus.problems.size * corpus.samples_per_problem
+        phases["collect"] = decode.parts(
+            largest, sequences, corpus.max_tokens, engines=cluster.num_samplers
+        )
+    scorers = cluster.num_samplers * config.score.tensor_parallel_size
+    phases["score"] = [
+        _passes("scoring", largest, rows, workload, pace, share=pace.prefill_share, over=scorers)
+    ]
+    phases["sft"] = _sft(config, policy, rows, workload, pace)
+    phases["rl"] = _rl(config, policy, decode, workload, pace)
+    phases["evaluate"] = decode.parts(
+        policy,
+        NUM_CHECKPOINTS * evaluate.problems.size * evaluate.num_samples,
+        evaluate.max_tokens,
+        engines=cluster.num_samplers,
+    )
+    on_cpu = cluster.device == "cpu"
+    return [
+        Duration(phase=name, parts=(*parts, *([_start(name)] if on_cpu else [])))
+        for name, parts in phases.items()
+    ]
+
+
+def num_rows(config: RunConfig, workload: Workload) -> int:
+    """Rows of the corpus: as said, or all samples that may be kept, or a thousand."""
+    if workload.num_rows is not None:
+        return workload.num_rows
+    if isinstance(config.corpus, SampledCorpus):
+        return config.corpus.problems.size * config.corpus.samples_per_problem
+    return ROWS_WITHOUT_NUMBER
+
+
+def forward_flops(shape: ModelShape, length: int) -> float:
+    """FLOPs of a pass over a row of `length` tokens."""
+    attention = 4 * shape.num_layers * shape.query_size * length
+    return float(length * (2 * shape.num_parameters + attention))
+
+
+def _sft(
+    config: RunConfig, shape: ModelShape, rows: int, workload: Workload, pace: Pace
+) -> list[Part]:
+    sft, ranks = config.sft, config.cluster.num_trainers
+    forwards = FORWARDS_WHEN_CHECKPOINTING if sft.activation_checkpointing else FORWARDS_PER_STEP
+    averages = sft.weights.kind == "pear" and sft.weights.ratio_policy == "ema"
+    forwards += averages + (sft.objective.kind == "talr")
+    parts = [
+        _passes(
+            "training",
+            shape,
+            rows * sft.num_epochs,
+            workload,
+            pace,
+            share=pace.training_share,
+            over=ranks,
+            forwards=forwards,
+        )
+    ]
+    if needs_initial_policy(sft):
+        scorers = config.cluster.num_samplers
+        share = pace.prefill_share
+        name = "scores of the initial policy"
+        parts.append(_passes(name, shape, rows, workload, pace, share=share, over=scorers))
+    if config.cluster.device == "cpu":
+        steps = sft.num_epochs * math.ceil(rows / sft.global_batch_size)
+        parts.append(_besides(steps))
+    return parts
+
+
+def _rl(
+    config: RunConfig, shape: ModelShape, decode: "_Decoding", workload: Workload, pace: Pace
+) -> list[Part]:
+    """A step samples with every rank's engine, trains on all of it, and copies the weights."""
+    rl, ranks = config.rl, config.cluster.num_trainers
+    sequences = rl.prompts_per_step * rl.group_size
+    sampling = decode.parts(shape, sequences, rl.max_tokens, engines=ranks, times=rl.num_steps)
+    training = _passes(
+        "training",
+        shape,
+        sequences * rl.num_steps,
+        workload,
+        pace,
+        share=pace.training_share,
+        over=ranks,
+        forwards=FORWARDS_PER_STEP,
+    )
+    copied = 2 * DTYPE_BYTES[config.models.dtype] * shape.num_parameters  # read, and written
+    sync = Part(
+        name="weight sync",
+        seconds=rl.num_steps * copied / (pace.bytes_per_s * pace.decoding_share),
+        formula=f"{rl.num_steps} x {copied:,} bytes",
+    )
+    besides = [_besides(rl.num_steps)] if config.cluster.device == "cpu" else []
+    return [*sampling, training, sync, *besides]
+
+
+def _passes(
+    name: str,
+    shape: ModelShape,
+    rows: int,
+    workload: Workload,
+    pace: Pace,
+    *,
+    share: float,
+    over: int,
+    forwards: int = 1,
+) -> Part:
+    """Passes over given rows, split over `over` workers."""
+    flops = forwards * rows * forward_flops(shape, workload.row_tokens)
+    each = f"{2 * forwards} x {shape.num_parameters:,} parameters and attention"
+    return Part(
+        name=name,
+        seconds=flops / (pace.flops_per_s * share * over),
+        formula=f"{rows:,} rows x {workload.row_tokens:,} tokens x ({each}) = {flops:.2g} FLOPs "
+        f"over {over} worker{'s' if over > 1 else ''}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """Sampling: prompts are passes over given tokens, completions one token of all at a time."""
+
+    config: RunConfig
+    pace: Pace
+    workload: Workload
+
+    def parts(
+        self, shape: ModelShape, sequences: int, max_tokens: int, *, engines: int, times: int = 1
+    ) -> list[Part]:
+        """Of `sequences` over `engines`, done `times` times."""
+        pace, dtype_bytes = self.pace, DTYPE_BYTES[self.config.models.dtype]
+        completion = self.workload.completion_tokens or max(1, max_tokens // 2)
+        prompt = max(1, self.workload.row_tokens - completion)
+        mine = math.ceil(sequences / engines)
+        waves = math.ceil(mine / MAX_NUM_SEQS)
+        batch = math.ceil(mine / waves)
+        cached = batch * (prompt + completion // 2) * 2 * shape.num_layers * shape.key_size
+        read = dtype_bytes * (shape.num_parameters + cached)
+        by_bytes = read / (pace.bytes_per_s * pace.decoding_share)
+        by_flops = 2 * shape.num_parameters * batch / (pace.flops_per_s * pace.prefill_share)
+        besides = DECODE_STEP_S if self.config.cluster.device == "cpu" else 0.0
+        steps = times * waves * completion
+        bound = "memory" if by_bytes >= by_flops else "computing"
+        prompts = times * mine * forward_flops(shape, prompt)
+        return [
+            Part(
+                name="prompts",
+                seconds=prompts / (pace.flops_per_s * pace.prefill_share),
+                formula=f"{times * mine:,} x {prompt:,} tokens for each engine",
+            ),
+            Part(
+                name="decoding",
+                seconds=steps * (max(by_bytes, by_flops) + besides),
+                formula=f"{steps:,} steps of {batch} sequences, each bound by {bound}: "
+                f"{read:.2g} bytes, {2 * shape.num_parameters * batch:.2g} FLOPs"
+                + (f", and {1e3 * besides:g} ms" if besides else ""),
+            ),
+        ]
+
+
+def _start(name: str) -> Part:
+    return Part(name="start", seconds=START_S[name], formula="as measured on two CPU cores")
+
+
+def _besides(steps: int) -> Part:
+    return Part(
+        name="beside computing",
+        seconds=steps * UPDATE_S,
+        formula=f"{steps:,} steps x {UPDATE_S:g} s, as measured on two CPU cores",
+    )

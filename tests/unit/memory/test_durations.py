@@ -1,0 +1,123 @@
+"""Seconds of each phase, worked out by hand on the toy model of 340 parameters."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pear_ray.config.run import RunConfig, load_run
+from pear_ray.memory.durations import (
+    DECODE_STEP_S,
+    START_S,
+    UPDATE_S,
+    Duration,
+    Part,
+    Workload,
+    forward_flops,
+    num_rows,
+    plan_durations,
+)
+from pear_ray.memory.model_shape import ModelShape
+from pear_ray.memory.pace import DEVICES, Pace, pace_of_gpu, pace_of_this_machine
+from pear_ray.memory.phases import ModelShapes
+from pear_ray.memory.time_words import duration_words, time_lines
+
+DEMO = Path(__file__).parents[3] / "jobs" / "runs" / "demo.yaml"
+PACE = Pace(
+    flops_per_s=1e6,
+    bytes_per_s=1e5,
+    training_share=0.5,
+    prefill_share=0.25,
+    decoding_share=0.5,
+    words="",
+)
+WORK = Workload(num_rows=10, row_tokens=20, completion_tokens=8)
+FORWARD = 20 * (2 * 340 + 4 * 2 * 4 * 20)  # two layers, queries 4 wide
+
+
+def run(*overrides: str) -> RunConfig:
+    return load_run(DEMO, ["cluster.num_trainers=1", "cluster.num_samplers=1", *overrides])
+
+
+def seconds(toy: ModelShape, *overrides: str, **changes: Any) -> dict[str, dict[str, float]]:
+    shapes = ModelShapes(policy=toy, behavior={"*": toy})
+    pace = dataclasses.replace(PACE, **changes)
+    found = plan_durations(run(*overrides), shapes, pace, WORK)
+    return {each.phase: {part.name: part.seconds for part in each.parts} for each in found}
+
+
+def test_a_pass_over_a_row(toy: ModelShape) -> None:
+    assert forward_flops(toy, 20) == FORWARD
+
+
+def test_scoring_is_one_pass(toy: ModelShape) -> None:
+    assert seconds(toy)["score"] == {
+        "scoring": pytest.approx(10 * FORWARD / 0.25e6),
+        "start": START_S["score"],
+    }
+    halved = seconds(toy, "cluster.num_samplers=2")["score"]["scoring"]
+    assert halved == pytest.approx(5 * FORWARD / 0.25e6)
+
+
+def test_training_is_three_passes_and_four_with_checkpointing(toy: ModelShape) -> None:
+    epochs = ("sft.num_epochs=2", "sft.global_batch_size=4")
+    plain = seconds(toy, *epochs)["sft"]
+    assert plain["training"] == pytest.approx(2 * 10 * 3 * FORWARD / 0.5e6)
+    assert plain["beside computing"] == pytest.approx(2 * 3 * UPDATE_S)  # 4 + 4 + 2 rows
+    again = seconds(toy, *epochs, "sft.activation_checkpointing=true")["sft"]
+    assert again["training"] == pytest.approx(plain["training"] * 4 / 3)
+
+
+def test_the_initial_policy_is_scored_where_it_is_asked_for(toy: ModelShape) -> None:
+    assert "scores of the initial policy" not in seconds(toy)["sft"]
+    found = seconds(toy, "sft.objective=psft")["sft"]
+    assert found["scores of the initial policy"] == pytest.approx(10 * FORWARD / 0.25e6)
+
+
+def test_decoding_is_bound_by_whichever_is_slower(toy: ModelShape) -> None:
+    small = ("rl.num_steps=3", "rl.prompts_per_step=2", "rl.group_size=2")
+    # 3 steps x 8 tokens of 4 sequences; read are the weights and 4 x 16 cached tokens of 2 layers,
+    # 2 wide, keys and values, in float32
+    by_bytes = 4 * (340 + 4 * 16 * 2 * 2 * 2) / 0.5e5
+    by_flops = 2 * 340 * 4 / 0.25e6
+    assert by_bytes > by_flops
+    assert seconds(toy, *small)["rl"]["decoding"] == pytest.approx(24 * (by_bytes + DECODE_STEP_S))
+    fast = seconds(toy, *small, bytes_per_s=1e12)["rl"]["decoding"]
+    assert fast == pytest.approx(24 * (by_flops + DECODE_STEP_S))
+
+
+def test_a_gpu_has_no_measured_start(toy: ModelShape) -> None:
+    found = seconds(toy, "cluster.device=cuda", "models.dtype=bfloat16")
+    assert all("start" not in parts for parts in found.values())
+    assert "beside computing" not in found["sft"]
+
+
+def test_rows_nobody_counted() -> None:
+    unknown = Workload(num_rows=None, row_tokens=20, completion_tokens=None)
+    assert num_rows(run(), unknown) == 600 * 2  # all samples of the demo
+    assert num_rows(run(), WORK) == 10
+
+
+def test_the_words_say_what_is_assumed() -> None:
+    config = run("cluster.device=cuda", "models.dtype=bfloat16")
+    pace = pace_of_gpu(DEVICES["h100"], "bfloat16")
+    day = Duration(phase="sft", parts=(Part(name="training", seconds=1.0, formula="f"),))
+    lines = "\n".join(time_lines(config, [day], pace, WORK))
+    assert "989 TFLOP/s in bfloat16, 3.35 TB/s (NVIDIA H100 Tensor Core GPU data sheet)" in lines
+    assert "assumed: 35% of that FLOP/s in training" in lines
+    assert "not known; say which GPU" in "\n".join(time_lines(config, [], None, WORK))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0.25, "0.25 s"), (90.0, "90 s"), (150.0, "2.5 min"), (7200.0, "2.0 h")],
+)
+def test_durations_for_people(number: float, words: str) -> None:
+    assert duration_words(number) == words
+
+
+def test_this_machine_is_measured() -> None:
+    pace = pace_of_this_machine(1)
+    assert 1e8 < pace.flops_per_s < 1e14
+    assert 1e8 < pace.bytes_per_s < 1e13
