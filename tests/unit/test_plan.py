@@ -92,7 +92,7 @@ def test_nothing_that_can_be_set(plan: Callable[..., tuple[int, str]]) -> None:
 def test_a_gpu_is_not_judged_unseen(plan: Callable[..., tuple[int, str]]) -> None:
     code, out = plan("cluster.device=cuda")
     assert code == 0
-    assert "not known; say what a GPU has with --device-memory" in out
+    assert "not known; say which GPU with --device, or what it has with --device-memory" in out
     assert out.count(": not judged: ") == 4
     code, out = plan("cluster.device=cuda", "--device-memory", "2GB")
     assert code == 2
@@ -156,3 +156,19 @@ def test_planning_loads_no_heavy_library(here: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=here, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_named_gpu_gives_memory_and_times(plan: Callable[..., tuple[int, str]]) -> None:
+    _, out = plan("cluster.device=cuda", "--json", "--device", "a100", "--row-tokens", "500")
+    tree = json.loads(out)
+    assert {phase["available_bytes"] for phase in tree["phases"]} == {80 * 10**9}
+    assert tree["time"]["pace"]["flops_per_s"] == 19.5e12  # the run is in float32
+    sft = next(each for each in tree["time"]["phases"] if each["phase"] == "sft")
+    # 1,000 rows over two trainers; 28 layers whose queries are 2,048 wide; 35 % of it
+    flops = 3 * 1000 * 500 * (2 * 596_049_920 + 4 * 28 * 2048 * 500)
+    assert sft["seconds"] == pytest.approx(flops / (2 * 19.5e12 * 0.35))
+
+
+def test_a_gpu_for_a_run_on_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "run.yaml", "--device", "h100"]) == 2
+    assert "--device h100 is a GPU, and cluster.device=cpu" in capsys.readouterr().err
