@@ -42,15 +42,11 @@ def check_models(config: RunConfig) -> Models:
     Raises:
         InputError: A model is missing or unusable, their vocabularies differ, or the run wants
             longer sequences than the policy was made for.
-        ConfigError: The backend is not installed, `score.top_k` is more than a behavior model's
-            vocabulary, or `score.tensor_parallel_size` does not divide a scored model's attention
-            heads.
+        ConfigError: The backend or LoRA is not installed, the policy has no layers of the names in
+            `sft.lora`, `score.top_k` is more than a behavior model's vocabulary, or
+            `score.tensor_parallel_size` does not divide a scored model's attention heads.
     """
-    if config.sft.backend.kind == "deepspeed" and find_spec("deepspeed") is None:
-        raise ConfigError(
-            "sft.backend.kind=deepspeed wants DeepSpeed, which is not installed; "
-            "pip install 'pear-ray[deepspeed]', or use kind fsdp"
-        )
+    _check_installed(config)
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
     behavior = _naming("models.behavior", lambda: resolve_behavior(config.models.behavior))
     for source, model in behavior.items():
@@ -68,6 +64,11 @@ def check_models(config: RunConfig) -> Models:
                 f"models.behavior={model} (source {source!r}); lower it"
             )
     _check_split(config, {"models.policy": policy} | _named(behavior))
+    if config.sft.lora is not None:
+        # Torch and transformers take seconds: only a run with adapters pays for them.
+        from pear_ray.engines.target_modules import check_target_modules  # noqa: PLC0415
+
+        check_target_modules(policy, config.sft.lora.named_targets)
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:
         raise InputError(
@@ -76,6 +77,19 @@ def check_models(config: RunConfig) -> Models:
         )
     identities = {source: model_fingerprint(model) for source, model in behavior.items()}
     return Models(policy, behavior, model_fingerprint(policy), json.dumps(identities))
+
+
+def _check_installed(config: RunConfig) -> None:
+    if config.sft.backend.kind == "deepspeed" and find_spec("deepspeed") is None:
+        raise ConfigError(
+            "sft.backend.kind=deepspeed wants DeepSpeed, which is not installed; "
+            "pip install 'pear-ray[deepspeed]', or use kind fsdp"
+        )
+    if config.sft.lora is not None and find_spec("peft") is None:
+        raise ConfigError(
+            "sft.lora wants peft, which is not installed; pip install 'pear-ray[lora]', or leave "
+            "it out"
+        )
 
 
 def _named(behavior: dict[str, Path]) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from pear_ray.config.backends import BackendConfig, FsdpBackend
 from pear_ray.config.base import Section
 from pear_ray.config.evaluate import PassAtKConfig
+from pear_ray.config.lora import LoraConfig
 from pear_ray.config.objectives import Asft, IwSft, Nll, ObjectiveConfig, Psft, SftKl
 from pear_ray.config.sections import OptimizerConfig
 
@@ -101,6 +102,8 @@ class SftConfig(Section):
     """What the weighted sum is divided by, over all microbatches and ranks at once."""
     backend: BackendConfig = FsdpBackend()
     """What spreads the model over the trainers."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters only (needs the extra `lora`); null trains every parameter."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third
     more compute."""

@@ -111,13 +111,11 @@ class SftWorker:
         self.dtype = compute_dtype(job.config.models.dtype, device=job.config.cluster.device)
         self.trainer = make_trainer(
             job.model,
-            self.config.backend,
-            self.config.optimizer,
+            self.config,
             num_steps=self.num_steps,
             device=job.config.cluster.device,
             dtype=self.dtype,
-            activation_checkpointing=self.config.activation_checkpointing,
-            ema_decay=self.config.ema_decay,
+            seed=self.seed,
         )
         self.stop = False
         self.alarms = WeightAlarms(

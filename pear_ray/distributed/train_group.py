@@ -32,7 +32,7 @@ from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.distributed.failures import causes, one_line
 from pear_ray.engines.chat import ChatTokenizer
-from pear_ray.engines.trainer import Trainer
+from pear_ray.engines.trainer import ADAPTER, Trainer
 from pear_ray.errors import PearRayError, StopRequested, TrainingError
 from pear_ray.stopping import gracefully
 
@@ -225,14 +225,20 @@ class Laps:
 
 
 def export(trainer: Trainer, chat: ChatTokenizer, folder: Path) -> None:
-    """Write the trained model as a Hugging Face folder, whole or not at all (a collective)."""
+    """Write the trained model as a Hugging Face folder, whole or not at all (a collective).
+
+    Its adapter, if it has one, goes into a folder beside it.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
     trainer.export(partial, save_tokenizer=chat.tokenizer.save_pretrained)
     if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        adapter = partial / ADAPTER
+        for made, place in ((adapter, folder.with_name(ADAPTER)), (partial, folder)):
+            shutil.rmtree(place, ignore_errors=True)
+            if made.exists():
+                made.replace(place)
     dist.barrier()
 
 

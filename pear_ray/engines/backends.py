@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import assert_never
 
-from pear_ray.config.backends import BackendConfig, DdpBackend, DeepSpeedBackend, FsdpBackend
-from pear_ray.config.sections import OptimizerConfig, compute_dtype
+from pear_ray.config.backends import DdpBackend, DeepSpeedBackend, FsdpBackend
+from pear_ray.config.sections import compute_dtype
+from pear_ray.config.sft import SftConfig
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import checkpoint_activations, load_policy, replicate, shard
 from pear_ray.engines.trainer import Trainer
@@ -12,24 +13,36 @@ from pear_ray.engines.trainer import Trainer
 
 def make_trainer(
     folder: Path,
-    backend: BackendConfig,
-    optimizer: OptimizerConfig,
+    config: SftConfig,
     *,
     num_steps: int,
     device: str,
     dtype: str,
-    activation_checkpointing: bool = False,
-    ema_decay: float | None = None,
+    seed: int,
 ) -> Trainer:
-    """The model of `folder`, ready to train on `backend` (a collective).
+    """The model of `folder`, ready to train on the backend of `config` (a collective).
+
+    Args:
+        folder: The model.
+        config: Its optimizer, backend, adapters, average and activation checkpointing are read.
+        num_steps: Of the learning rate's schedule.
+        device: `cpu` or `cuda`.
+        dtype: `float32` or `bfloat16`.
+        seed: Seed of adapters, which begin alike on every rank.
 
     Raises:
         InputError: transformers cannot load the folder.
         EngineError: The model does something to its logits that log-probs would miss.
     """
     policy = load_policy(folder)
-    if activation_checkpointing:
+    if config.lora is not None:
+        # An extra that an install need not have, and seconds to import.
+        from pear_ray.engines.lora import adapt  # noqa: PLC0415
+
+        adapt(policy, config.lora, base=folder, seed=seed)
+    if config.activation_checkpointing:
         checkpoint_activations(policy)
+    backend, optimizer, ema_decay = config.backend, config.optimizer, config.ema_decay
     match backend:
         case FsdpBackend():
             spread = shard(

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pear_ray.config.backends import PARAMETERS_SPLIT, DeepSpeedBackend
 from pear_ray.config.sections import OptimizerConfig
 from pear_ray.engines.policy import Policy
-from pear_ray.engines.trainer import Trainer, write_model
+from pear_ray.engines.trainer import Trainer
 from pear_ray.errors import TrainingError
 
 TAG = "state"
@@ -42,7 +42,7 @@ class DeepSpeedTrainer(Trainer):
         self._splits = backend.zero_stage == PARAMETERS_SPLIT
         self.engine, *_ = deepspeed.initialize(
             model=policy,
-            model_parameters=list(policy.parameters()),
+            model_parameters=[each for each in policy.parameters() if each.requires_grad],
             config=_settings(config, backend, dtype),
         )
         super().__init__(self.engine, policy, config, num_steps=num_steps)
@@ -74,7 +74,10 @@ class DeepSpeedTrainer(Trainer):
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights, optimizer and step count (a collective)."""
         self.engine.save_checkpoint(
-            str(folder), tag=TAG, client_state={"step_count": self.step_count}
+            str(folder),
+            tag=TAG,
+            client_state={"step_count": self.step_count},
+            exclude_frozen_parameters=True,  # they come from the model's folder
         )
         if dist.get_rank() == 0:
             (folder / RANKS).write_text(str(dist.get_world_size()), encoding="utf-8")
@@ -92,21 +95,21 @@ class DeepSpeedTrainer(Trainer):
                 f"set cluster.num_trainers={ranks} for the rest of the stage, or remove its "
                 "folder to begin it again (sft.backend.kind=fsdp and ddp go on with any number)"
             )
-        _, client = self.engine.load_checkpoint(str(folder), tag=TAG)
+        _, client = self.engine.load_checkpoint(
+            str(folder), tag=TAG, load_module_strict=self.module.adapted is None
+        )
         self.step_count = int(client["step_count"])
 
-    def export(self, folder: Path, *, save_tokenizer: Callable[[Path], Any]) -> None:
-        """Write the whole model as a Hugging Face folder from rank 0 (a collective)."""
+    def _gather(self) -> dict[str, torch.Tensor]:
         full: dict[str, torch.Tensor] = {}
         for name, parameter in self.module.named_parameters():  # only one is whole at a time
+            if not parameter.requires_grad:
+                continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._splits):
                 if dist.get_rank() == 0:
                     full[name] = parameter.detach().float().cpu().clone()
         kept = self.module.state_dict().keys()  # buffers that are made anew are not among them
-        full |= {name: each.cpu() for name, each in self.module.named_buffers() if name in kept}
-        if dist.get_rank() == 0:
-            write_model(self.module, full, folder, save_tokenizer)
-        dist.barrier()
+        return full | {n: each.cpu() for n, each in self.module.named_buffers() if n in kept}
 
 
 @contextlib.contextmanager

@@ -2,12 +2,11 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pear_ray.config.sections import OptimizerConfig
 from pear_ray.engines.policy import Policy
-from pear_ray.engines.trainer import Trainer, write_model
+from pear_ray.engines.trainer import Trainer
 
 
 class NativeTrainer(Trainer):
@@ -39,8 +38,9 @@ class NativeTrainer(Trainer):
         module: Any = policy.module if wrapped else policy
         super().__init__(policy, module, config, num_steps=num_steps)
         self._spread = policy
+        self._trained = [each for each in policy.parameters() if each.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            self._trained,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
@@ -50,7 +50,7 @@ class NativeTrainer(Trainer):
         self._average: dict[str, torch.Tensor] = {}
         if ema_decay is not None:
             self._average = {
-                name: parameter.detach().clone() for name, parameter in module.named_parameters()
+                name: parameter.detach().clone() for name, parameter in self._named_trained()
             }
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -69,7 +69,7 @@ class NativeTrainer(Trainer):
     def _swap_average(self) -> None:
         if isinstance(self.module, FSDPModule):
             self.module.reshard()  # the root stays gathered after a forward pass
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._named_trained():
             live, average = _local(parameter), _local(self._average[name])
             held = live.clone()
             live.copy_(average)
@@ -82,11 +82,11 @@ class NativeTrainer(Trainer):
         return contextlib.nullcontext()
 
     def _apply(self, divisor: float, rate: float | None) -> float:
-        for parameter in self._spread.parameters():
+        for parameter in self._trained:
             if parameter.grad is not None:
                 parameter.grad.mul_(1 / divisor)
         norm = torch.nn.utils.clip_grad_norm_(
-            self._spread.parameters(), self.config.max_grad_norm, foreach=True
+            self._trained, self.config.max_grad_norm, foreach=True
         )
         grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if rate is not None and math.isfinite(grad_norm):
@@ -101,7 +101,7 @@ class NativeTrainer(Trainer):
     def _move_average(self) -> None:
         if self._ema_decay is None:
             return
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._named_trained():
             _local(self._average[name]).lerp_(_local(parameter), 1 - self._ema_decay)
 
     def save(self, folder: Path) -> None:
@@ -117,20 +117,29 @@ class NativeTrainer(Trainer):
             self.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
+            # Frozen parameters are not in a checkpoint: they come from the model's folder.
+            options=StateDictOptions(strict=self.module.adapted is None),
         )
         self.step_count = int(state["step_count"])
 
-    def export(self, folder: Path, *, save_tokenizer: Callable[[Path], Any]) -> None:
-        """Write the whole model as a Hugging Face folder from rank 0 (a collective)."""
-        full = get_model_state_dict(
-            self._spread, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    def _gather(self) -> dict[str, torch.Tensor]:
+        options = StateDictOptions(
+            full_state_dict=True,
+            cpu_offload=True,
+            ignore_frozen_params=self.module.adapted is not None,
         )
-        if dist.get_rank() == 0:
-            write_model(self.module, full, folder, save_tokenizer)
-        dist.barrier()
+        found: dict[str, Any] = get_model_state_dict(self._spread, options=options)
+        return found
+
+    def _named_trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, each) for name, each in self.module.named_parameters() if each.requires_grad)
 
     def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self._spread, self.optimizer)
+        model, optimizer = get_state_dict(
+            self._spread,
+            self.optimizer,
+            options=StateDictOptions(ignore_frozen_params=self.module.adapted is not None),
+        )
         return {
             "model": model,
             "optimizer": optimizer,

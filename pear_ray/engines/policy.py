@@ -1,5 +1,6 @@
 """The policy in training: a causal LM that gives log-probs of chosen tokens, under FSDP2."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
+from pear_ray.config.lora import LoraConfig
 from pear_ray.config.sections import compute_dtype
 from pear_ray.engines import packed_attention
 from pear_ray.engines.batches import Row, TokenBatch, collate
@@ -24,12 +26,28 @@ MAX_GUARD_GAP = 1e-3
 MAX_LEAK = 1e-6
 
 
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """What a policy with adapters stands on: the folder of its frozen model, and their shape."""
+
+    base: Path
+    lora: LoraConfig
+
+
 class Policy(nn.Module):
-    """A causal LM whose forward pass gives log-probs, never `[token, vocab]` logits in float32."""
+    """A causal LM whose forward pass gives log-probs, never `[token, vocab]` logits in float32.
+
+    Attributes:
+        causal_lm: The model.
+        adapted: Where it has adapters, which are then all that trains; else None.
+        autocast_dtype: What forward passes compute in, where that is not the parameters' dtype.
+        packs: Whether rows go through it end to end, without padding.
+    """
 
     def __init__(self, causal_lm: PreTrainedModel) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self.adapted: Adapted | None = None
         self.autocast_dtype: torch.dtype | None = None
         self.packs = False
 
@@ -105,15 +123,23 @@ def load_policy(folder: Path) -> Policy:
         EngineError: The model does something to its logits (a bias, a scale, a soft cap) that log-
             probs from hidden states would miss.
     """
+    policy = Policy(load_causal_lm(folder))
+    _guard_log_probs(policy, folder)
+    return policy
+
+
+def load_causal_lm(folder: Path) -> PreTrainedModel:
+    """The model of `folder` in float32.
+
+    Raises:
+        InputError: transformers cannot load the folder.
+    """
     try:
-        causal_lm = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: transformers cannot load this model: {error}") from error
-    policy = Policy(causal_lm)
-    _guard_log_probs(policy, folder)
-    return policy
 
 
 def shard(

@@ -15,6 +15,8 @@ from pear_ray.config.sections import OptimizerConfig
 from pear_ray.engines.policy import Policy
 from pear_ray.errors import TrainingError
 
+ADAPTER = "adapter"
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -120,9 +122,27 @@ class Trainer(abc.ABC):
     def load(self, folder: Path) -> None:
         """Take up exactly where `save` left off (a collective)."""
 
-    @abc.abstractmethod
     def export(self, folder: Path, *, save_tokenizer: Callable[[Path], Any]) -> None:
-        """Write the whole model as a Hugging Face folder from rank 0 (a collective)."""
+        """Write the whole model as a Hugging Face folder from rank 0 (a collective).
+
+        Adapters are merged into it, and kept beside the weights in the subfolder `adapter`.
+        """
+        found = self._gather()
+        if dist.get_rank() == 0:
+            if self.module.adapted is None:
+                write_model(self.module, found, folder, save_tokenizer)
+            else:
+                # An extra that an install need not have, and seconds to import.
+                from pear_ray.engines.lora import merged, write_adapter  # noqa: PLC0415
+
+                write_adapter(self.module, found, folder / ADAPTER)
+                policy = merged(self.module.adapted.base, folder / ADAPTER)
+                write_model(policy, policy.state_dict(), folder, save_tokenizer)
+        dist.barrier()
+
+    @abc.abstractmethod
+    def _gather(self) -> dict[str, torch.Tensor]:
+        """The policy's state dict on rank 0, of one with adapters no frozen parameter."""
 
 
 def write_model(

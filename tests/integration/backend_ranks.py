@@ -9,10 +9,12 @@ import torch
 import torch.distributed as dist
 
 from pear_ray.config.backends import BackendConfig, DdpBackend, DeepSpeedBackend, FsdpBackend
+from pear_ray.config.lora import LoraConfig
 from pear_ray.config.sections import OptimizerConfig
+from pear_ray.config.sft import SftConfig
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.backends import make_trainer
-from pear_ray.engines.batches import Row, collate
+from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.engines.trainer import Trainer
 from pear_ray.errors import TrainingError
 
@@ -43,7 +45,15 @@ BACKENDS: dict[str, BackendConfig] = {
     "zero-2-offload": DeepSpeedBackend(zero_stage=2, offload="optimizer"),
     "zero-3": DeepSpeedBackend(zero_stage=3),
     "zero-3-offload": DeepSpeedBackend(zero_stage=3, offload="all"),
+    "fsdp-lora-recomputing": FsdpBackend(),
+    "fsdp-lora-average": FsdpBackend(),
+    "ddp-lora": DdpBackend(),
+    "zero-1-lora": DeepSpeedBackend(zero_stage=1),
+    "zero-2-lora": DeepSpeedBackend(zero_stage=2),
+    "zero-3-lora": DeepSpeedBackend(zero_stage=3),
 }
+LORA = LoraConfig(rank=4, alpha=6.0)
+SEED = 3
 
 ALONE = ("fsdp", "fsdp-average", "ddp", "zero-2", "zero-3")
 
@@ -100,13 +110,17 @@ def make(name: str) -> Trainer:
     """The embedded student on the backend."""
     return make_trainer(
         embedded_path("student"),
-        BACKENDS[name],
-        OPTIMIZER,
+        SftConfig(
+            optimizer=OPTIMIZER,
+            backend=BACKENDS[name],
+            activation_checkpointing=name.endswith("recomputing"),
+            ema_decay=EMA_DECAY if name.endswith("average") else None,
+            lora=LORA if "lora" in name else None,
+        ),
         num_steps=2,
         device="cpu",
         dtype="float32",
-        activation_checkpointing=name == "fsdp-recomputing",
-        ema_decay=EMA_DECAY if name.endswith("average") else None,
+        seed=SEED,
     )
 
 
@@ -120,6 +134,8 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     dist.barrier()
     _accumulate(trainer, rank)
     norms.append(trainer.step(NUM_TOKENS).grad_norm)
+    with torch.no_grad():
+        trained = trainer.policy(_batch(ROWS[:2]), temperature=1.0).tolist()
     trainer.export(folder / "model", save_tokenizer=lambda _: None)
     _export_average(trainer, name, folder / "average")
 
@@ -146,12 +162,18 @@ def _steps(name: str, folder: Path, rank: int) -> dict[str, Any]:
     poisoned.export(folder / "poisoned", save_tokenizer=lambda _: None)
     return {
         "norms": norms,
+        "trained": trained,
         "distilled": distilled,
         "half_way": half_way,
         "again": again,
         "count": resumed.step_count,
         "error": error,
     }
+
+
+def _batch(ids: list[list[int]]) -> TokenBatch:
+    rows = [row_of(each) for each in ids]
+    return collate(rows, pad_id=256, names=(), device=torch.device("cpu"))
 
 
 def _export_average(trainer: Trainer, name: str, folder: Path) -> None:

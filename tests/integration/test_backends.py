@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import backend_ranks
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,21 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from pear_ray.embedded.paths import embedded_path
+
+Steps = tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]
+WHOLE = [name for name in backend_ranks.BACKENDS if "lora" not in name]
+ADAPTED = [name for name in backend_ranks.BACKENDS if "lora" in name]
+
+
+def student() -> Any:
+    return AutoModelForCausalLM.from_pretrained(embedded_path("student"), dtype=torch.float32)
+
+
+def adapted() -> Any:
+    lora = backend_ranks.LORA
+    torch.manual_seed(backend_ranks.SEED)
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear")
+    return peft.get_peft_model(student(), config)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +48,24 @@ def spawn(act: Callable[..., None], folder: Path, *, num_ranks: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference() -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Gradient norms, last and averaged weights of one process with transformers' own loss."""
-    model = AutoModelForCausalLM.from_pretrained(embedded_path("student"), dtype=torch.float32)
+def reference() -> Steps:
+    """Of the whole model."""
+    return steps_of_one_process(student())
+
+
+@pytest.fixture(scope="module")
+def adapted_reference() -> Steps:
+    """Of an adapter, as peft wraps a model; names as in an adapter's file."""
+    norms, *weights = steps_of_one_process(adapted())
+    last, average = (
+        {key.replace(".default.", "."): each for key, each in state.items() if "lora_" in key}
+        for state in weights
+    )
+    return norms, last, average
+
+
+def steps_of_one_process(model: Any) -> Steps:
+    """Gradient norms, last and averaged weights with transformers' own loss."""
     config = backend_ranks.OPTIMIZER
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -63,12 +94,9 @@ def found(folder: Path) -> dict[str, dict[str, Any]]:
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", backend_ranks.BACKENDS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_the_steps_are_those_of_one_process(
-    folder: Path,
-    found: dict[str, dict[str, Any]],
-    reference: tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]],
-    name: str,
+    folder: Path, found: dict[str, dict[str, Any]], reference: Steps, name: str
 ) -> None:
     norms, weights, _ = reference
     assert found[name]["norms"] == pytest.approx([norms[0], *norms], rel=1e-5)  # first the probe's
@@ -79,12 +107,66 @@ def test_the_steps_are_those_of_one_process(
         torch.testing.assert_close(tensor, weights[key], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in backend_ranks.BACKENDS if n.endswith("average")])
-def test_the_average_of_the_weights(
-    folder: Path,
-    reference: tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]],
-    name: str,
+@pytest.mark.parametrize("name", ADAPTED)
+def test_an_adapter_takes_the_steps_of_peft_in_one_process(
+    folder: Path, found: dict[str, dict[str, Any]], adapted_reference: Steps, name: str
 ) -> None:
+    norms, weights, _ = adapted_reference
+    assert found[name]["norms"] == pytest.approx([norms[0], *norms], rel=1e-5)
+    written = load_file(folder / name / "model" / "adapter" / "adapter_model.safetensors")
+    assert written.keys() == weights.keys()
+    for key, tensor in written.items():
+        torch.testing.assert_close(tensor, weights[key], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_the_merged_model_is_the_model_that_was_trained(
+    folder: Path, found: dict[str, dict[str, Any]], name: str
+) -> None:
+    """And the one that peft makes of the student and the adapter's folder."""
+    model = folder / name / "model"
+    merged = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    by_peft = peft.PeftModel.from_pretrained(student(), model / "adapter")
+    ours, theirs, untrained = (logprobs_of(each) for each in (merged, by_peft, student()))
+    assert ours == pytest.approx(found[name]["trained"], abs=1e-5)
+    assert theirs == pytest.approx(found[name]["trained"], abs=1e-5)
+    assert untrained != pytest.approx(ours, abs=0.1)
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    assert "lm_head.weight" not in load_file(model / "model.safetensors")
+
+
+@torch.no_grad()
+def logprobs_of(model: Any) -> list[float]:
+    """Of the tokens that `backend_ranks` looked at after its last step."""
+    found = []
+    for row in backend_ranks.ROWS[:2]:
+        ids = torch.tensor([row])
+        logprobs = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        found += logprobs.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
+    return found
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_checkpoint_holds_no_frozen_parameter(folder: Path, name: str) -> None:
+    """It takes less than the student's weights alone would."""
+    files = (folder / name / "checkpoint").rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    assert size < (embedded_path("student") / "model.safetensors").stat().st_size
+
+
+def test_the_average_of_an_adapter(folder: Path, adapted_reference: Steps) -> None:
+    path = folder / "fsdp-lora-average"
+    found = load_file(path / "average" / "adapter" / "adapter_model.safetensors")
+    resumed = load_file(path / "average-resumed" / "adapter" / "adapter_model.safetensors")
+    last = load_file(path / "model" / "adapter" / "adapter_model.safetensors")
+    for key, tensor in found.items():
+        torch.testing.assert_close(tensor, adapted_reference[2][key], rtol=0, atol=2e-5)
+        assert torch.equal(tensor, resumed[key])
+    assert not all(torch.equal(tensor, last[key]) for key, tensor in found.items())
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name.endswith("average")])
+def test_the_average_of_the_weights(folder: Path, reference: Steps, name: str) -> None:
     found = load_file(folder / name / "average" / "model.safetensors")
     resumed = load_file(folder / name / "average-resumed" / "model.safetensors")
     last = load_file(folder / name / "model" / "model.safetensors")
@@ -94,9 +176,12 @@ def test_the_average_of_the_weights(
     assert not torch.equal(found["model.norm.weight"], last["model.norm.weight"])
 
 
-def test_candidates_and_entropies_train_alike(found: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("names", "make"), [(WHOLE, student), (ADAPTED, adapted)])
+def test_candidates_and_entropies_train_alike(
+    found: dict[str, dict[str, Any]], names: list[str], make: Callable[[], Any]
+) -> None:
     """What the policy gives beside log-probs goes through every backend's hooks."""
-    model = AutoModelForCausalLM.from_pretrained(embedded_path("student"), dtype=torch.float32)
+    model = make()
     ids = list(backend_ranks.CANDIDATES)
     weights = torch.tensor([*backend_ranks.CANDIDATES.values()])
     for row in backend_ranks.ROWS:
@@ -112,8 +197,8 @@ def test_candidates_and_entropies_train_alike(found: dict[str, dict[str, Any]]) 
         losses = -(logprobs[:, ids] * weights).sum(1) - backend_ranks.REST * rest
         (((losses * entropies).sum() - own.sum()) / backend_ranks.NUM_TOKENS).backward()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-    assert {name: each["distilled"] for name, each in found.items()} == pytest.approx(
-        dict.fromkeys(backend_ranks.BACKENDS, norm), rel=1e-4
+    assert {name: found[name]["distilled"] for name in names} == pytest.approx(
+        dict.fromkeys(names, norm), rel=1e-4
     )
 
 

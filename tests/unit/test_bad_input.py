@@ -267,3 +267,20 @@ def test_reusing_a_run_that_shares_nothing(refused: Callable[..., str]) -> None:
     Path("other/run.json").write_text('{"name": "other"}', encoding="utf-8")
     message = refused("--reuse", "other")
     assert message.startswith("ArtifactError: --reuse other: none of its complete stages")
+
+
+def test_layers_that_the_policy_has_not(refused: Callable[..., str]) -> None:
+    message = refused("sft.lora={target_modules: [v_proj, q_porj, lm_head]}")
+    assert message.startswith(
+        "ConfigError: sft.lora.target_modules: no linear layer of the policy's decoder is called "
+        "'q_porj', 'lm_head'; did you mean 'q_proj'?; there are down_proj, gate_proj, k_proj, "
+        "o_proj, q_proj, up_proj, v_proj ("
+    )
+
+
+def test_adapters_without_their_library(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # as Python has it where there is none
+    message = refused("sft.lora={}")
+    assert message.startswith("ConfigError: sft.lora wants peft, which is not installed; pip")

@@ -170,3 +170,20 @@ def test_evaluating_on_more_problems_than_there_are(run_file: Path) -> None:
             f"evaluate.problems.size={size} there are"
         ) in refusal(run_file, settings)
         load_run(run_file, [settings.replace(str(size + 1), str(size))])
+
+
+@pytest.mark.parametrize(
+    ("lora", "line"),
+    [
+        ("{rank: 0}", "sft.lora.rank: Input should be greater than 0 (got 0)"),
+        ("{alpha: -1}", "sft.lora.alpha: Input should be greater than 0 (got -1)"),
+        ("{ranks: 8}", "sft.lora.ranks: unknown key; did you mean 'rank'?"),
+        ("{dropout: 0.1}", "sft.lora.dropout: unknown key"),
+        ("{target_modules: q_proj}", "sft.lora.target_modules: wanted all-linear, or a list of"),
+        ("{target_modules: []}", "layers' names such as [q_proj, v_proj]; got []"),
+        ("{target_modules: [3]}", "Input should be a valid string (got 3)"),
+    ],
+)
+def test_adapters_that_cannot_be(run_file: Path, lora: str, line: str) -> None:
+    message = refusal(run_file, f"sft.lora={lora}")
+    assert line in message

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "matplotlib", "pyarrow")
+ENGINES = ("torch", "ray", "vllm", "deepspeed", "peft", "transformers")
+HEAVY = (*ENGINES, "datasets", "matplotlib", "pyarrow")
 
 
 def loaded_by(module: str) -> list[str]:
