@@ -96,7 +96,7 @@ class DeepSpeedTrainer(Trainer):
                 "folder to begin it again (sft.backend.kind=fsdp and ddp go on with any number)"
             )
         _, client = self.engine.load_checkpoint(
-            str(folder), tag=TAG, load_module_strict=self.module.adapted is None
+            str(folder), tag=TAG, load_module_strict=self.module.frozen_base is None
         )
         self.step_count = int(client["step_count"])
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pear_ray.config.lora import LoraConfig
-from pear_ray.engines.policy import Adapted, Policy, load_causal_lm
+from pear_ray.engines.policy import Policy, load_causal_lm
 from pear_ray.engines.target_modules import linear_modules
 
 WEIGHTS = "adapter_model.safetensors"
@@ -32,7 +32,7 @@ def adapt(policy: Policy, lora: LoraConfig, *, base: Path, seed: int) -> None:
     every = {name.rpartition(".")[2] for name in linear_modules(policy.causal_lm)}
     config = peft.LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # pyrefly: ignore[bad-argument-type]  # only multiplied with
+        lora_alpha=lora.alpha,
         target_modules=lora.named_targets or sorted(every),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
@@ -41,7 +41,7 @@ def adapt(policy: Policy, lora: LoraConfig, *, base: Path, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, policy.causal_lm)
-    policy.adapted = Adapted(base, lora)
+    policy.frozen_base = base
 
 
 def write_adapter(policy: Policy, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -75,5 +75,5 @@ def merged(base: Path, adapter: Path) -> Policy:
     From the files of both: what is merged is what a user of the adapter gets, whatever dtype it was
     trained in.
     """
-    model = peft.PeftModel.from_pretrained(load_causal_lm(base), str(adapter))
+    model = peft.PeftModel.from_pretrained(load_causal_lm(base), str(adapter), torch_device="cpu")
     return Policy(model.merge_and_unload())

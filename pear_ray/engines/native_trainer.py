@@ -118,7 +118,7 @@ class NativeTrainer(Trainer):
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
             # Frozen parameters are not in a checkpoint: they come from the model's folder.
-            options=StateDictOptions(strict=self.module.adapted is None),
+            options=StateDictOptions(strict=self.module.frozen_base is None),
         )
         self.step_count = int(state["step_count"])
 
@@ -126,7 +126,7 @@ class NativeTrainer(Trainer):
         options = StateDictOptions(
             full_state_dict=True,
             cpu_offload=True,
-            ignore_frozen_params=self.module.adapted is not None,
+            ignore_frozen_params=self.module.frozen_base is not None,
         )
         found: dict[str, Any] = get_model_state_dict(self._spread, options=options)
         return found
@@ -138,7 +138,7 @@ class NativeTrainer(Trainer):
         model, optimizer = get_state_dict(
             self._spread,
             self.optimizer,
-            options=StateDictOptions(ignore_frozen_params=self.module.adapted is not None),
+            options=StateDictOptions(ignore_frozen_params=self.module.frozen_base is not None),
         )
         return {
             "model": model,

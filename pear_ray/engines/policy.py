@@ -1,6 +1,5 @@
 """The policy in training: a causal LM that gives log-probs of chosen tokens, under FSDP2."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
-from pear_ray.config.lora import LoraConfig
 from pear_ray.config.sections import compute_dtype
 from pear_ray.engines import packed_attention
 from pear_ray.engines.batches import Row, TokenBatch, collate
@@ -26,20 +24,12 @@ MAX_GUARD_GAP = 1e-3
 MAX_LEAK = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class Adapted:
-    """What a policy with adapters stands on: the folder of its frozen model, and their shape."""
-
-    base: Path
-    lora: LoraConfig
-
-
 class Policy(nn.Module):
     """A causal LM whose forward pass gives log-probs, never `[token, vocab]` logits in float32.
 
     Attributes:
         causal_lm: The model.
-        adapted: Where it has adapters, which are then all that trains; else None.
+        frozen_base: Where adapters are all that trains: the folder of the model they are on.
         autocast_dtype: What forward passes compute in, where that is not the parameters' dtype.
         packs: Whether rows go through it end to end, without padding.
     """
@@ -47,7 +37,7 @@ class Policy(nn.Module):
     def __init__(self, causal_lm: PreTrainedModel) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.adapted: Adapted | None = None
+        self.frozen_base: Path | None = None
         self.autocast_dtype: torch.dtype | None = None
         self.packs = False
 

@@ -129,14 +129,15 @@ class Trainer(abc.ABC):
         """
         found = self._gather()
         if dist.get_rank() == 0:
-            if self.module.adapted is None:
+            base = self.module.frozen_base
+            if base is None:
                 write_model(self.module, found, folder, save_tokenizer)
             else:
                 # An extra that an install need not have, and seconds to import.
                 from pear_ray.engines.lora import merged, write_adapter  # noqa: PLC0415
 
                 write_adapter(self.module, found, folder / ADAPTER)
-                policy = merged(self.module.adapted.base, folder / ADAPTER)
+                policy = merged(base, folder / ADAPTER)
                 write_model(policy, policy.state_dict(), folder, save_tokenizer)
         dist.barrier()
 

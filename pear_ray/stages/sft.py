@@ -20,6 +20,8 @@ from pear_ray.telemetry.metrics_log import MetricsLog
 def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     """Write `sft/model` (a Hugging Face folder), the weight samples and the manifest.
 
+    With `sft.lora` also `sft/adapter`, as peft has it; the model is then the merged one.
+
     Raises:
         TrainingError: The worker group failed more often than allowed, or diverged.
     """
