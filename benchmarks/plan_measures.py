@@ -92,22 +92,21 @@ def make_step(
 ) -> tuple[Callable[[], None], Any]:
     """A function that does one step of two padded microbatches, and the policy that it trains."""
     import torch
-    from pydantic import TypeAdapter
 
-    from pear_ray.config.backends import BackendConfig
-    from pear_ray.config.sections import OptimizerConfig
+    from pear_ray.config.sft import SftConfig
     from pear_ray.engines.backends import make_trainer
     from pear_ray.engines.batches import Row, collate
 
     torch.set_num_threads(1)
     trainer = make_trainer(
         Path(model),
-        TypeAdapter(BackendConfig).validate_python(backend or {"kind": "fsdp"}),
-        OptimizerConfig(learning_rate=1e-4),
+        SftConfig.model_validate(
+            {"optimizer": {"learning_rate": 1e-4}, "backend": backend or {"kind": "fsdp"}} | setup
+        ),
         num_steps=10,
         device="cpu",
         dtype="float32",
-        **setup,
+        seed=0,
     )
     vocab = trainer.module.causal_lm.config.vocab_size
     # One row is shorter: padding is what makes a mask.
