@@ -160,6 +160,24 @@ def _parser() -> argparse.ArgumentParser:
             help="take stages from there that are complete and of the same settings and inputs; "
             "may be given again",
         )
+    _add_plan(commands)
+    status = commands.add_parser("status", help="where a run is, from any terminal")
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    _add_compare(commands)
+    inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
+    inspect.add_argument(
+        "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
+    )
+    inspect.add_argument(
+        "--rows", type=_count, default=SHOWN_ROWS, metavar="N", help=f"rows to show ({SHOWN_ROWS})"
+    )
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write the same as one page")
+    doctor = commands.add_parser("doctor", help="check this machine and the installation")
+    doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
+    return parser
+
+
+def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     says = "what each phase will take of a device's memory and of time, and what mends the former"
     plan = commands.add_parser("plan", help=says, description=says)
     _add_run(plan)
@@ -177,20 +195,6 @@ def _parser() -> argparse.ArgumentParser:
     ):
         plan.add_argument(option, type=_count, metavar=metavar, help=of)
     plan.add_argument("--json", action="store_true", help="for machines")
-    status = commands.add_parser("status", help="where a run is, from any terminal")
-    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    _add_compare(commands)
-    inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
-    inspect.add_argument(
-        "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
-    )
-    inspect.add_argument(
-        "--rows", type=_count, default=SHOWN_ROWS, metavar="N", help=f"rows to show ({SHOWN_ROWS})"
-    )
-    inspect.add_argument("--html", type=Path, metavar="FILE", help="write the same as one page")
-    doctor = commands.add_parser("doctor", help="check this machine and the installation")
-    doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
-    return parser
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
