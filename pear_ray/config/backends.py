@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pear_ray.config.base import Section
+from pear_ray.config.base import Section, by_kind
 
 PARAMETERS_SPLIT = 3  # the ZeRO stage
 
@@ -38,4 +38,7 @@ class DeepSpeedBackend(Section):
     (stage 3) the parameters too."""
 
 
-BackendConfig = Annotated[FsdpBackend | DdpBackend | DeepSpeedBackend, Field(discriminator="kind")]
+BackendConfig = Annotated[
+    Annotated[FsdpBackend | DdpBackend | DeepSpeedBackend, Field(discriminator="kind")],
+    by_kind("fsdp"),
+]

@@ -1,10 +1,10 @@
 """The per-token loss that the weights multiply: plain SFT, and what the field has tried instead."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from pear_ray.config.base import Section
+from pear_ray.config.base import Section, by_kind
 
 
 class Nll(Section):
@@ -104,16 +104,12 @@ class ForwardKl(Section):
     divided by what is kept."""
 
 
-def _by_name(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 ObjectiveConfig = Annotated[
     Annotated[
         Nll | Dft | PFamily | IwSft | Talr | Psft | Eaft | Asft | SftKl | ForwardKl,
         Field(discriminator="kind"),
     ],
-    BeforeValidator(_by_name),
+    by_kind("nll"),
 ]
 
 

@@ -1,18 +1,18 @@
 """A run: the root section, and how a YAML file plus overrides becomes one."""
 
-import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pear_ray.config.backends import PARAMETERS_SPLIT
 from pear_ray.config.base import Section
 from pear_ray.config.corpus import CorpusConfig, ScoreConfig
 from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.explain import explain
 from pear_ray.config.rl import RlConfig
 from pear_ray.config.sections import ClusterConfig, ModelsConfig, TelemetryConfig
 from pear_ray.config.sft import SftConfig
@@ -204,7 +204,7 @@ def validate_run(tree: dict[str, Any], *, origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        problems = "\n".join(_explain(error))
+        problems = "\n".join(explain(error, RunConfig))
         count = error.error_count()
         noun = "problem" if count == 1 else "problems"
         raise ConfigError(f"{origin}: {count} {noun}\n{problems}") from error
@@ -272,41 +272,3 @@ def _index(items: list[Any], key: str, override: str) -> int:
     raise ConfigError(
         f"override {override!r}: {key!r} is not an index into a list of {len(items)}; count from 0"
     )
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "the run"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = f"unknown key{_did_you_mean(problem['loc'])}"
-        found = (
-            "" if problem["type"] in {"value_error", "missing"} else f" (got {problem['input']!r})"
-        )
-        yield f"  {where}: {message}{found}"
-
-
-def _did_you_mean(loc: tuple[Any, ...]) -> str:
-    siblings = sorted(_keys_beside(RunConfig, loc[:-1]))
-    word = str(loc[-1])
-    close = difflib.get_close_matches(word, siblings, n=1, cutoff=0.6)
-    if not close:  # a key put in the wrong section is as common as a misspelt one
-        close = difflib.get_close_matches(word, sorted(_all_keys()), n=1, cutoff=0.8)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(siblings)}"
-
-
-def _keys_beside(section: type[BaseModel], loc: tuple[Any, ...]) -> set[str]:
-    """The keys that the section at `loc` knows; all of them where `loc` leads through a union."""
-    for part in loc:
-        field = section.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return _all_keys()
-        section = inner
-    return set(section.model_fields)
-
-
-def _all_keys() -> set[str]:
-    schema = RunConfig.model_json_schema()
-    nested = (part.get("properties", {}) for part in schema.get("$defs", {}).values())
-    return set(schema["properties"]).union(*nested)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pear_ray.config.backends import BackendConfig, FsdpBackend
-from pear_ray.config.base import Section
+from pear_ray.config.base import Section, by_kind
 from pear_ray.config.evaluate import PassAtKConfig
 from pear_ray.config.lora import LoraConfig
 from pear_ray.config.objectives import Asft, IwSft, Nll, ObjectiveConfig, Psft, SftKl
@@ -56,7 +56,9 @@ class NegativesConfig(Section):
     """A token whose log-prob (nats) is at or below this is pushed no further."""
 
 
-WeightsConfig = Annotated[UniformWeights | PearWeights, Field(discriminator="kind")]
+WeightsConfig = Annotated[
+    Annotated[UniformWeights | PearWeights, Field(discriminator="kind")], by_kind("pear")
+]
 
 
 class AlarmsConfig(Section):
@@ -93,7 +95,7 @@ class SftConfig(Section):
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     weights: WeightsConfig = PearWeights()
-    """How each token's loss is weighted."""
+    """How each token's loss is weighted; `uniform` alone is plain SFT."""
     objective: ObjectiveConfig = Nll()
     """The per-token loss that the weights multiply; its name alone stands for its defaults."""
     negatives: NegativesConfig | None = None

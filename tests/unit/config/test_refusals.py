@@ -187,3 +187,26 @@ def test_evaluating_on_more_problems_than_there_are(run_file: Path) -> None:
 def test_adapters_that_cannot_be(run_file: Path, lora: str, line: str) -> None:
     message = refusal(run_file, f"sft.lora={lora}")
     assert line in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft.objective.k=3", "sft.objective.nll.k: unknown key; it belongs to kind eaft"),
+        ("sft.backend.zero_stage=3", "unknown key; it belongs to kind deepspeed"),
+        ("sft.weights.gama=0.9", "sft.weights.pear.gama: unknown key; did you mean 'gamma'?"),
+        ("sft.weights={kind: uniform, gamma: 0.9}", "it belongs to kind pear"),
+        ("corpus={kind: dataset, path: x, max_tokens: 3}", "it belongs to kind sampled"),
+    ],
+)
+def test_keys_of_another_kind(run_file: Path, override: str, words: str) -> None:
+    assert words in refusal(run_file, override)
+
+
+def test_a_kind_is_named_by_its_name_or_not_at_all(run_file: Path) -> None:
+    """An override of one key works whether or not the run file has the section."""
+    run = load_run(run_file, ["sft.weights.ratio_policy=init", "sft.backend=ddp"])
+    assert run.sft.weights.kind == "pear"
+    assert run.sft.weights.ratio_policy == "init"
+    assert run.sft.backend.kind == "ddp"
+    assert load_run(run_file, ["sft.weights=uniform"]).sft.weights.kind == "uniform"
