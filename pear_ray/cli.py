@@ -102,7 +102,7 @@ def _status(run_dir: Path) -> int:
 
 
 def _compare(run_dirs: Sequence[Path], *, out: Path | None, as_json: bool) -> int:
-    compare_page = importlib.import_module("pear_ray.reporting.compare_page")
+    compare_page = importlib.import_module("pear_ray.reporting.comparison.page")
     if as_json:
         sys.stdout.write(compare_page.comparison_json(run_dirs))
     if out or not as_json:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pear_ray.artifacts.manifest import read_manifest
 from pear_ray.config.sft import PearWeights
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.diagnosis import row_weights
-from pear_ray.reporting.diagnosis_rows import LOGPROBS_COLUMN, ScoredRow
+from pear_ray.reporting.diagnosis.numbers import row_weights
+from pear_ray.reporting.diagnosis.rows import LOGPROBS_COLUMN, ScoredRow
 from pear_ray.reporting.token_view import TokenRow
 
 GIVEN_COLUMN = "given_logprobs"

@@ -8,10 +8,10 @@ from pear_ray.artifacts.scores import join_scores, remove_blocks
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.scoring import policy_job, score_corpus
 from pear_ray.distributed.session import ray_session
-from pear_ray.reporting.diagnosis import diagnose
-from pear_ray.reporting.diagnosis_page import write_diagnosis
-from pear_ray.reporting.diagnosis_rows import load_diagnosis_rows
-from pear_ray.reporting.diagnosis_warnings import diagnosis_warnings
+from pear_ray.reporting.diagnosis.numbers import diagnose
+from pear_ray.reporting.diagnosis.page import write_diagnosis
+from pear_ray.reporting.diagnosis.rows import load_diagnosis_rows
+from pear_ray.reporting.diagnosis.warnings import diagnosis_warnings
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 

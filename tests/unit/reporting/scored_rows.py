@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pear_ray.reporting.diagnosis_rows import ScoredRow
+from pear_ray.reporting.diagnosis.rows import ScoredRow
 
 # Eleven positions: prompt and pads hold garbage on purpose.
 WORKED_MASK = [0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]

@@ -10,10 +10,10 @@ import pytest
 from compared_runs import NUM_STEPS, PEAR, make_evaluation, make_sft_run, set_fingerprint
 
 from pear_ray import cli
-from pear_ray.reporting.compare_figures import spread
-from pear_ray.reporting.compare_page import render_comparison
-from pear_ray.reporting.compare_words import compared, headline
-from pear_ray.reporting.compared import load_runs, shared_notes
+from pear_ray.reporting.comparison.figures import spread
+from pear_ray.reporting.comparison.page import render_comparison
+from pear_ray.reporting.comparison.runs import load_runs, shared_notes
+from pear_ray.reporting.comparison.words import compared, headline
 from pear_ray.reporting.load import Estimate
 
 LOSS_OF_EVERY_OBJECTIVE = "7777"  # in every step of the runs made here

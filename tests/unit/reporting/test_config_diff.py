@@ -1,6 +1,6 @@
 """Which settings tell runs apart, by hand."""
 
-from pear_ray.reporting.config_diff import SHOWN_CHARS, differing_settings, shortened
+from pear_ray.reporting.comparison.config_diff import SHOWN_CHARS, differing_settings, shortened
 
 
 def tree(**sft):

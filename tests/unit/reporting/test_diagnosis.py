@@ -9,7 +9,7 @@ from scored_rows import constant, scored_row, second, worked
 
 from pear_ray.config.sft import PearWeights, UniformWeights
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.diagnosis import ALL_SOURCES, LOG_RATIO_BINS, diagnose, row_weights
+from pear_ray.reporting.diagnosis.numbers import ALL_SOURCES, LOG_RATIO_BINS, diagnose, row_weights
 
 DEFAULTS = PearWeights()
 # Token weights of the worked examples at gamma 0.999, to six digits.

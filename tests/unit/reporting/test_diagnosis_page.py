@@ -8,8 +8,8 @@ import pytest
 from scored_rows import constant, second, worked
 
 from pear_ray.config.sft import PearWeights, UniformWeights
-from pear_ray.reporting.diagnosis import diagnose
-from pear_ray.reporting.diagnosis_page import HTML_FILE, JSON_FILE, write_diagnosis
+from pear_ray.reporting.diagnosis.numbers import diagnose
+from pear_ray.reporting.diagnosis.page import HTML_FILE, JSON_FILE, write_diagnosis
 
 NASTY = ("<b>bold</b>", "_hidden", r"$\frac{$", "a/very/long/path/to/some/model/of/theirs")
 

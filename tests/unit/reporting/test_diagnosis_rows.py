@@ -6,7 +6,7 @@ import pytest
 
 from pear_ray.artifacts.tables import SCORED
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.diagnosis_rows import ROWS_PER_BATCH, load_diagnosis_rows
+from pear_ray.reporting.diagnosis.rows import ROWS_PER_BATCH, load_diagnosis_rows
 
 
 def row(example_id, logprob, **changes):

@@ -6,8 +6,8 @@ import pytest
 from scored_rows import constant, scored_row
 
 from pear_ray.config.sft import PearWeights, UniformWeights
-from pear_ray.reporting.diagnosis import ALL_SOURCES, diagnose
-from pear_ray.reporting.diagnosis_warnings import diagnosis_warnings, percent, verdict
+from pear_ray.reporting.diagnosis.numbers import ALL_SOURCES, diagnose
+from pear_ray.reporting.diagnosis.warnings import diagnosis_warnings, percent, verdict
 
 DEFAULTS = PearWeights()
 

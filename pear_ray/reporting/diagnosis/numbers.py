@@ -26,7 +26,7 @@ from pear_ray.algorithms.weight_health import (
 )
 from pear_ray.config import sft as sft_config
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.diagnosis_rows import ScoredRow
+from pear_ray.reporting.diagnosis.rows import ScoredRow
 from pear_ray.weighting import clips, pear_weights
 
 ALL_SOURCES = "all sources"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pear_ray.reporting.compared import ComparedRun, shared_notes
-from pear_ray.reporting.config_diff import Setting, differing_settings
+from pear_ray.reporting.comparison.config_diff import Setting, differing_settings
+from pear_ray.reporting.comparison.runs import ComparedRun, shared_notes
 from pear_ray.reporting.load import CHECKPOINTS
 from pear_ray.telemetry.view import duration
 

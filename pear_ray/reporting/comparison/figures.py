@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pear_ray.reporting.compared import ComparedRun
+from pear_ray.reporting.comparison.runs import ComparedRun
 from pear_ray.reporting.load import CHECKPOINTS, Floats
 from pear_ray.reporting.plot import (
     BLUE,

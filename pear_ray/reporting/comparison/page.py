@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pear_ray.errors import InputError
-from pear_ray.reporting.compare_parts import build_parts
-from pear_ray.reporting.compare_table import comparison_tree, final_figures, row_words
-from pear_ray.reporting.compare_words import headline
-from pear_ray.reporting.compared import ComparedRun, load_runs, shared_notes
-from pear_ray.reporting.config_diff import differing_settings
+from pear_ray.reporting.comparison.config_diff import differing_settings
+from pear_ray.reporting.comparison.parts import build_parts
+from pear_ray.reporting.comparison.runs import ComparedRun, load_runs, shared_notes
+from pear_ray.reporting.comparison.table import comparison_tree, final_figures, row_words
+from pear_ray.reporting.comparison.words import headline
 from pear_ray.reporting.load import CHECKPOINTS
 from pear_ray.reporting.page import Table, render_page, write_page
 from pear_ray.reporting.plot import run_style

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pear_ray.algorithms.weight_health import NUM_DECILES
-from pear_ray.reporting.diagnosis import (
+from pear_ray.reporting.diagnosis.numbers import (
     LOG_RATIO_BINS,
     Diagnosis,
     SourceDiagnosis,

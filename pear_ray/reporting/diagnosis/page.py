@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pear_ray.artifacts.run_dir import write_json
-from pear_ray.reporting import diagnosis_figures
-from pear_ray.reporting.diagnosis import Diagnosis, SourceDiagnosis
-from pear_ray.reporting.diagnosis_warnings import diagnosis_warnings, percent, verdict
+from pear_ray.reporting.diagnosis import figures
+from pear_ray.reporting.diagnosis.numbers import Diagnosis, SourceDiagnosis
+from pear_ray.reporting.diagnosis.warnings import diagnosis_warnings, percent, verdict
 from pear_ray.reporting.page import Table, render_page, write_page
 
 JSON_FILE, HTML_FILE = "diagnose.json", "diagnose.html"
@@ -70,9 +70,9 @@ def render_diagnosis(
         rescaled=diagnosis.weights.rescale != "none",
         warnings=warnings,
         charts=[
-            diagnosis_figures.log_ratio_histogram(diagnosis),
-            diagnosis_figures.weights_by_position(diagnosis),
-            diagnosis_figures.discount_by_length(diagnosis),
+            figures.log_ratio_histogram(diagnosis),
+            figures.weights_by_position(diagnosis),
+            figures.discount_by_length(diagnosis),
         ],
         tables=[_log_ratios(rows), _weights(rows), _lengths(rows)],
         negatives=", ".join(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pear_ray.reporting import compare_figures as figures
-from pear_ray.reporting.compared import ComparedRun
+from pear_ray.reporting.comparison import figures
+from pear_ray.reporting.comparison.runs import ComparedRun
 from pear_ray.reporting.plot import Chart
 from pear_ray.reporting.words import metric_words, pass_at_k_names
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from pear_ray.algorithms.discount import gamma_for_mean_weight, tokens_to_bound
-from pear_ray.reporting.diagnosis import (
+from pear_ray.reporting.diagnosis.numbers import (
     ALL_SOURCES,
     Diagnosis,
     SourceDiagnosis,

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from pear_ray.reporting.compare_table import last_value
-from pear_ray.reporting.compared import ComparedRun, evaluated_on, heldout_rows
+from pear_ray.reporting.comparison.runs import ComparedRun, evaluated_on, heldout_rows
+from pear_ray.reporting.comparison.table import last_value
 from pear_ray.reporting.load import CHECKPOINTS, Estimate
 from pear_ray.reporting.words import CHECKPOINT_WORDS, estimate_words, metric_words, overlap
 

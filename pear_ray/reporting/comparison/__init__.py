@@ -1,0 +1,1 @@
+"""Several runs on one page: what differs in their settings, how they end, their curves."""
