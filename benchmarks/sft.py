@@ -90,7 +90,7 @@ def beside_trl(shape: str) -> list[Figure]:
         goal = GOALS[shape] if how == "padded" else None
         figures.append(
             Figure(
-                name=f"trl: {shape} model, PEAR, rows padded to their microbatch; TRL {how}",
+                name=f"trl: {shape} model, PEAR, rows end to end; TRL {how}",
                 value=ours,
                 unit="tokens/CPU-s",
                 reference=f"TRL {TRL[0].partition('==')[2]} SFTTrainer, plain SFT, {said}: "
