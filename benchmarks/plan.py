@@ -23,8 +23,9 @@ from processes import free_address, in_process
 from record import RESULTS, Figure, write_parts
 
 from pear_ray.config.backends import BackendConfig
+from pear_ray.config.lora import LoraConfig
 from pear_ray.embedded.paths import embedded_path
-from pear_ray.memory.activations import largest_microbatch
+from pear_ray.memory.activations import Microbatch
 from pear_ray.memory.engine import (
     EnginePlan,
     engine_reload,
@@ -68,6 +69,12 @@ BACKENDS: dict[str, dict[str, Any]] = {
             (3, "none"),
             (3, "all"),
         )
+    },
+    "FSDP2, LoRA of rank 16": {"num_ranks": 2, "lora": {"rank": 16}},
+    "ZeRO-2, LoRA of rank 16": {
+        "num_ranks": 2,
+        "lora": {"rank": 16},
+        "backend": {"kind": "deepspeed", "zero_stage": 2},
     },
     "FSDP2, one rank, 512 candidates": {"num_ranks": 1, "num_candidates": 512},
 }
@@ -116,12 +123,15 @@ def sft(folder: str) -> list[Figure]:
         ("embedded student, 8,192-token microbatches", student, 32, 256, False),
         ("35M Llama, 2,048-token microbatches", folder, 4, 512, False),
         ("35M Llama, the same with checkpointing", folder, 4, 512, True),
+        ("35M Llama, the same with LoRA of rank 16", folder, 4, 512, False),
     ]
     figures = []
     for name, model, rows, width, checkpointing in cases:
-        plan = trainer_plan(model, rows, width, checkpointing=checkpointing)
-        predicted = max(each.num_bytes for each in trainer_moments(plan))
-        arguments = (model, rows, width, {"activation_checkpointing": checkpointing})
+        lora = {"rank": 16} if "LoRA" in name else None
+        plan = trainer_plan(model, rows, width, checkpointing=checkpointing, lora=lora)
+        predicted = step_bytes(plan)
+        setup = {"activation_checkpointing": checkpointing, "lora": lora}
+        arguments = (model, rows, width, setup)
         returned = found_by("peak_of_training", *arguments, environ=RETURNED)
         figures.append(compared(f"sft: {name}", predicted, returned["above_base"]))
         if not checkpointing:
@@ -146,7 +156,7 @@ def backends(folder: str) -> list[Figure]:
         peaks = []
         for model in (student, folder):
             plan = trainer_plan(model, 2, 128, checkpointing=False, **setup)
-            predicted = max(each.num_bytes for each in trainer_moments(plan))
+            predicted = step_bytes(plan)
             peaks.append((predicted, peak_of_ranks(model, setup)))
         (of_student, base), (predicted, peak) = peaks
         figures.append(compared(f"backends: {name}", predicted, peak - base + of_student))
@@ -170,7 +180,7 @@ def large_blocks(folder: str) -> Figure:
     two_layers = f"{folder}/two-layers"
     found_by("make_model", two_layers, 2, 8_000)
     plan = trainer_plan(two_layers, 34, 512, checkpointing=False)
-    predicted = max(each.num_bytes for each in trainer_moments(plan))
+    predicted = step_bytes(plan)
     measured = found_by("peak_of_training", two_layers, 34, 512, {})["above_base"]
     name = "sft: Llama of two such layers, 17,408-token microbatches"
     return heap_figure(name, predicted, measured, slack_bytes=trainer_slack(plan))
@@ -295,22 +305,29 @@ def trainer_plan(
     backend: dict[str, Any] | None = None,
     ema_decay: float | None = None,
     num_candidates: int = 0,
+    lora: dict[str, Any] | None = None,
 ) -> TrainerPlan:
-    """What plan_measures.py trains: two microbatches of `rows` rows in a step."""
-    batch = largest_microbatch(
-        microbatch_tokens=rows * width, max_model_len=width, num_rows=2 * rows, setting=""
-    )
+    """What plan_measures.py trains: two microbatches of `rows` rows in a step.
+
+    Some are larger than the trainer would make them on CPU, for activations to be seen.
+    """
     return TrainerPlan(
         shape=read_shape(Path(model)),
         num_trainers=num_ranks,
-        batch=batch,
+        batch=Microbatch(num_tokens=rows * width, setting=""),
         backend=TypeAdapter(BackendConfig).validate_python(backend or {"kind": "fsdp"}),
         keeps_average=ema_decay is not None,
         num_candidates=num_candidates,
+        lora=LoraConfig.model_validate(lora) if lora else None,
         device="cpu",
         dtype="float32",
         checkpointing=checkpointing,
     )
+
+
+def step_bytes(plan: TrainerPlan) -> int:
+    """The planned peak of loading and steps; plan_measures.py exports nothing."""
+    return max(each.num_bytes for each in trainer_moments(plan) if each.name != "the export")
 
 
 def engine_plan(model: str, dtype: str, *, chunk: int | None, sequences: int) -> EnginePlan:

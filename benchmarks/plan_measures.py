@@ -90,7 +90,7 @@ def make_step(
     num_candidates: int = 0,
     **setup: Any,
 ) -> tuple[Callable[[], None], Any]:
-    """A function that does one step of two padded microbatches, and the policy that it trains."""
+    """A function that does one step of two microbatches, and the policy that it trains."""
     import torch
 
     from pear_ray.config.sft import SftConfig
@@ -109,7 +109,7 @@ def make_step(
         seed=0,
     )
     vocab = trainer.module.causal_lm.config.vocab_size
-    # One row is shorter: padding is what makes a mask.
+    # One row is shorter: then attention pads, and keeps what it copies.
     lengths = [*[width] * (rows - 1), width - 1]
 
     def row(length: int) -> Row:

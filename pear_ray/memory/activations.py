@@ -1,8 +1,9 @@
 """What a training microbatch keeps for its backward pass, tensor by tensor as autograd saves it.
 
-Counted from transformers' Llama-like layers with `attn_implementation="sdpa"`, and checked in tests
-against what autograd saves. `bytes_each` is the size of a number in the computation: 4 in float32,
-2 in bfloat16. Norms compute in float32 whatever it is.
+Counted from transformers' Llama-like layers over rows laid end to end
+(engines.packed_attention), and checked in tests against what autograd saves. `bytes_each` is the
+size of a number in the computation: 4 in float32, 2 in bfloat16. Norms compute in float32 whatever
+it is.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from pear_ray.memory.model_shape import ModelShape
 
 FLOAT32_BYTES = 4
 LARGE_BLOCK_BYTES = 32 * 2**20  # from here on glibc's malloc never keeps a freed block
-# Keep in step with `chunk_tokens` of algorithms.logprobs, which this layer cannot import (torch);
-# a test compares them.
+# Keep in step with `chunk_tokens` of algorithms.logprobs and with engines.batches, which this layer
+# cannot import (torch); a test compares them.
 LOGPROB_CHUNK_TOKENS = 256
+ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,46 +24,60 @@ class Microbatch:
     """The largest microbatch of a stage.
 
     Attributes:
-        num_tokens: Padded tokens.
-        width: Longest row of a microbatch of several rows, whose mask is rows x width x width.
+        num_tokens: Tokens of its rows, end to end.
         setting: Dotted key of the setting that bounds `num_tokens`.
         is_only: Whether a step has one microbatch, so that no gradients are there before it.
     """
 
     num_tokens: int
-    width: int
     setting: str
     is_only: bool = False
 
 
 def largest_microbatch(
-    *, microbatch_tokens: int, max_model_len: int, num_rows: int, setting: str
+    *,
+    microbatch_tokens: int,
+    max_model_len: int,
+    num_rows: int,
+    device: str,
+    packs: bool,
+    setting: str,
 ) -> Microbatch:
-    """The most that `length_sorted_microbatches` can put together of `num_rows` rows.
+    """The most that `plan_microbatches` can put together of `num_rows` rows.
 
-    The longest rows make the widest mask, if two of them fit together: one row alone needs no
-    padding, and SDPA then takes no mask.
+    Args:
+        microbatch_tokens: What the run allows.
+        max_model_len: Tokens of the longest row.
+        num_rows: Of one rank in a step.
+        device: `cpu` or `cuda`.
+        packs: Whether rows are laid end to end, which on CPU are no more than is enough for it.
+        setting: Dotted key of `microbatch_tokens`.
     """
     all_tokens = num_rows * max_model_len
-    num_tokens = min(max(microbatch_tokens, 1), all_tokens)
+    most = max(microbatch_tokens, 1)
+    if packs:
+        most = min(most, max(ENOUGH_TOKENS[device], max_model_len))
+    num_tokens = min(most, all_tokens)
     return Microbatch(
         num_tokens=num_tokens,
-        width=min(max_model_len, num_tokens // 2) if num_rows > 1 else 0,
-        setting=setting,
-        is_only=all_tokens <= microbatch_tokens,
+        setting=setting if num_tokens > max_model_len else "models.max_model_len",
+        is_only=all_tokens <= most,
     )
 
 
-def layer_tensors(shape: ModelShape, *, bytes_each: int, width: int) -> list[int]:
+def layer_tensors(shape: ModelShape, *, bytes_each: int) -> list[int]:
     """Bytes per token of each tensor that one decoder layer saves.
 
     Norms save their float32 input, its inverse root mean square and the normed values; what goes
-    into a matrix product is saved as well. With a mask SDPA gets keys and values repeated for every
-    query head, and its own copy of the mask in numbers, one row of it per token; it saves its
-    output and one float32 log-sum-exp per head.
+    into a matrix product is saved as well. Attention saves queries, keys, values, its output and
+    one float32 log-sum-exp per head. In float32 rows of unequal length are padded to groups for it,
+    and all four are there a second time without padding (index_copy saves its source); the padding
+    itself is not counted. Where a model's rows are padded everywhere keys and values are repeated
+    for every query head, and its masks are not counted.
     """
-    # Without a mask only grouped keys and values are kept.
-    keys = shape.query_size if width else shape.key_size
+    # In bfloat16, which is on CUDA, variable-length attention needs no padding.
+    copies = 2 if shape.packs and bytes_each == FLOAT32_BYTES else 1
+    keys = shape.key_size if shape.packs else shape.query_size
     normed = FLOAT32_BYTES if shape.has_float32_norms else bytes_each
     norms = [shape.hidden_size] * shape.num_norms
     if shape.has_qk_norm:
@@ -69,22 +85,21 @@ def layer_tensors(shape: ModelShape, *, bytes_each: int, width: int) -> list[int
     return [
         *(size for norm in norms for size in (FLOAT32_BYTES * norm, normed * norm)),
         *[bytes_each * shape.hidden_size] * 2,  # into the products of attention and MLP
-        *[bytes_each * shape.query_size] * 2,  # queries, attention's output
-        *[bytes_each * keys] * 2,
+        *[bytes_each * shape.query_size] * 2 * copies,  # queries, attention's output
+        *[bytes_each * keys] * 2 * copies,
         *[bytes_each * shape.intermediate_size] * 4,  # gate, its activation, up, their product
-        bytes_each * width,
         FLOAT32_BYTES * _numbers_per_token(shape),
     ]
 
 
-def layer_bytes_per_token(shape: ModelShape, *, bytes_each: int, width: int) -> int:
-    """Bytes that one decoder layer saves per token of a padded microbatch."""
-    return sum(layer_tensors(shape, bytes_each=bytes_each, width=width))
+def layer_bytes_per_token(shape: ModelShape, *, bytes_each: int) -> int:
+    """Bytes that one decoder layer saves per token of a microbatch."""
+    return sum(layer_tensors(shape, bytes_each=bytes_each))
 
 
 def small_block_bytes(shape: ModelShape, batch: Microbatch, *, bytes_each: int) -> int:
     """Of what all layers save for a microbatch, the bytes in tensors that glibc's heap holds."""
-    sizes = layer_tensors(shape, bytes_each=bytes_each, width=batch.width)
+    sizes = layer_tensors(shape, bytes_each=bytes_each)
     tokens = batch.num_tokens
     return shape.num_layers * sum(
         size * tokens for size in sizes if size * tokens < LARGE_BLOCK_BYTES
@@ -103,7 +118,7 @@ def saved_activations(
         checkpointing: Layers keep their input alone, and are computed again one at a time.
     """
     tokens, hidden = batch.num_tokens, shape.hidden_size
-    per_layer = layer_bytes_per_token(shape, bytes_each=bytes_each, width=batch.width)
+    per_layer = layer_bytes_per_token(shape, bytes_each=bytes_each)
     last = hidden * (_norm_bytes(shape, bytes_each=bytes_each) + bytes_each) + FLOAT32_BYTES
     items = [
         Item(

@@ -19,6 +19,7 @@ class Family:
     """How a `model_type`'s decoder layer differs from Llama's; what its config may leave out."""
 
     num_norms: int = 2
+    packs: bool = True
     has_qk_norm: bool = False
     has_float32_norms: bool = False
     has_qkv_bias: bool = False
@@ -32,7 +33,7 @@ FAMILIES = {
     "qwen2": Family(has_qkv_bias=True),
     "qwen3": Family(has_qk_norm=True, head_dim=128),
     "gemma": Family(has_float32_norms=True, is_tied=True, head_dim=256),
-    "gemma2": Family(num_norms=4, has_float32_norms=True, is_tied=True, head_dim=256),
+    "gemma2": Family(num_norms=4, packs=False, has_float32_norms=True, is_tied=True, head_dim=256),
     "gemma3_text": Family(
         num_norms=4, has_qk_norm=True, has_float32_norms=True, is_tied=True, head_dim=256
     ),
@@ -57,6 +58,7 @@ class ModelShape:
         is_tied: Whether the output head is the embedding.
         num_parameters: All parameters, a tied head counted once.
         layer_parameters: Parameters of the largest layer.
+        packs: Whether its attention takes rows laid end to end, as far as its `model_type` tells.
         quantised_bytes: Size of a quantised model's tensors; None where it is not quantised.
         estimated: Why the counts or the layer formula are an estimate; empty where they are not.
     """
@@ -74,6 +76,7 @@ class ModelShape:
     is_tied: bool
     num_parameters: int
     layer_parameters: int
+    packs: bool = True
     quantised_bytes: int | None = None
     estimated: str = ""
 
@@ -160,6 +163,7 @@ def _sizes(tree: Mapping[str, Any], family: Family, file: Path) -> dict[str, Any
         "num_norms": family.num_norms,
         "has_qk_norm": family.has_qk_norm,
         "has_float32_norms": family.has_float32_norms,
+        "packs": family.packs,
         "is_tied": bool(tree.get("tie_word_embeddings", family.is_tied)),
     }
 

@@ -40,6 +40,10 @@ DRIVER_AND_RAY_BYTES = 1400 * MIB
 ENGINE_SLACK = 0.2
 HEAP_SLACK = 0.85
 LARGE_BLOCK_SLACK = 0.1
+PADDED_NOTE = (
+    "the policy's rows are padded while it trains, and the masks of that are not counted: in each "
+    "layer a row of the longest row's length in numbers for each token"
+)
 CUDA_NOTE = "not measured on a GPU: the CUDA context, NCCL's buffers and fragmentation come on top"
 
 
@@ -174,6 +178,8 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
             microbatch_tokens=config.sft.microbatch_tokens,
             max_model_len=config.models.max_model_len,
             num_rows=config.sft.global_batch_size // config.cluster.num_trainers,
+            device=config.cluster.device,
+            packs=shape.packs,
             setting="sft.microbatch_tokens",
         ),
         device=config.cluster.device,
@@ -182,8 +188,9 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         backend=config.sft.backend,
         keeps_average=config.sft.ema_decay is not None,
         num_candidates=_num_candidates(config),
+        lora=config.sft.lora,
     )
-    notes = _notes(config, shape)
+    notes = _training_notes(config, shape)
     kind = "deepspeed" if config.sft.backend.kind == "deepspeed" else "sft"
     if config.sft.pass_at_k is not None:
         engine = _engine(config, shape, memory)
@@ -213,6 +220,8 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
             microbatch_tokens=config.rl.microbatch_tokens,
             max_model_len=config.models.max_model_len,
             num_rows=num_rows,
+            device=config.cluster.device,
+            packs=shape.packs,
             setting="rl.microbatch_tokens",
         ),
         device=config.cluster.device,
@@ -226,7 +235,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
     engine = _engine(config, shape, memory, num_sequences=num_rows)
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
-    notes = _notes(config, shape)
+    notes = _training_notes(config, shape)
     return _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
 
 
@@ -353,8 +362,9 @@ def trainer_slack(trainer: TrainerPlan) -> int:
     changing = max(0, most - stays)
     small = small_block_bytes(shape, batch, bytes_each=trainer.bytes_each)
     # Gradients come in one block per layer.
-    if FLOAT32_BYTES * shape.layer_parameters < LARGE_BLOCK_BYTES:
-        small += FLOAT32_BYTES * shape.num_layers * shape.layer_parameters // trainer.num_trainers
+    in_layer = FLOAT32_BYTES * trainer.layer_trained
+    if in_layer < LARGE_BLOCK_BYTES:
+        small += in_layer * shape.num_layers // trainer.num_trainers
     small = min(small, changing)
     return int(HEAP_SLACK * small + LARGE_BLOCK_SLACK * (changing - small))
 
@@ -368,3 +378,7 @@ def _num_candidates(config: RunConfig) -> int:
 def _notes(config: RunConfig, shape: ModelShape) -> tuple[str, ...]:
     notes = (shape.estimated,) if shape.estimated else ()
     return (*notes, CUDA_NOTE) if config.cluster.device == "cuda" else notes
+
+
+def _training_notes(config: RunConfig, shape: ModelShape) -> tuple[str, ...]:
+    return (*(() if shape.packs else (PADDED_NOTE,)), *_notes(config, shape))

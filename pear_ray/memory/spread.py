@@ -33,8 +33,7 @@ class Spread:
         whole: On the device from a step's first forward pass to its last backward pass.
         layer: Beside a layer's backward pass.
         reducing: Beside all else when gradients are reduced, activations being gone.
-        update_parameters: Numbers in the largest tensor that AdamW updates at once, on CPU; all
-            that it updates, on CUDA.
+        update_parameters: Numbers that AdamW updates at once.
         kept_on_host: In the host's memory instead, from step to step.
         is_split: Whether a rank holds less than the whole model, so that an export gathers it.
     """
@@ -78,44 +77,59 @@ def num_shards(plan: TrainerPlan) -> int:
 
 def _fsdp(plan: TrainerPlan, backend: FsdpBackend) -> Spread:
     """Split parameters, moments and gradients; the root whole during a step, a layer in turn."""
-    shards, shape, each = num_shards(plan), plan.shape, plan.bytes_each
+    shards = num_shards(plan)
     state = (
-        _share("parameters", plan, FLOAT32_BYTES, shards),
+        _share("parameters", plan, FLOAT32_BYTES, shards, of_all=True),
         _share("AdamW's moments", plan, 2 * FLOAT32_BYTES, shards),
         *_average(plan, shards),
     )
     gradients = (_share("gradients", plan, FLOAT32_BYTES, shards),)
-    # Its parameters, its gradients, and where there is somebody to reduce with, the next layer's
-    # parameters as they are received, twice: the buffer and what is copied out of it.
-    copies = 2 if shards == 1 else 4
-    layer = Item(
-        name="a layer gathered, and its gradients",
-        num_bytes=(copies * each + FLOAT32_BYTES) * shape.layer_parameters,
-        formula=f"({copies} x {each} + {FLOAT32_BYTES}) bytes x {shape.layer_parameters:,} "
-        "parameters of a layer: whole, its gradients, the buffer they are reduced in"
-        + ("" if shards == 1 else ", the next layer as it comes"),
-    )
     on_host = backend.cpu_offload
     return Spread(
         kept=() if on_host else state,
         gradients=() if on_host else gradients,
         whole=(gathered_root(plan),),
-        layer=(layer,),
-        # PyTorch updates tensor by tensor on CPU, and all of them together (foreach) on CUDA.
-        update_parameters=0
-        if on_host
-        else (shape.num_parameters if plan.device == "cuda" else shape.embedding_parameters)
-        // shards,
+        layer=_gathered_layer(plan, shards),
+        update_parameters=0 if on_host else _updated_at_once(plan) // shards,
         kept_on_host=(*state, *gradients) if on_host else (),
         is_split=plan.num_trainers > 1,
     )
 
 
+def _gathered_layer(plan: TrainerPlan, shards: int) -> tuple[Item, Item]:
+    """A layer in its backward pass, as FSDP2 has it.
+
+    Where there is somebody to reduce with also the next layer's parameters as they are received,
+    twice: the buffer and what is copied out of it.
+    """
+    each, trained = plan.bytes_each, plan.layer_trained
+    total = plan.shape.layer_parameters + (trained if plan.lora else 0)
+    copies, after = (1, "") if shards == 1 else (3, ", the next layer as it comes")
+    return (
+        Item(
+            name="a layer gathered",
+            num_bytes=copies * each * total,
+            formula=f"{copies} x {each} bytes x {total:,} parameters of a layer: whole{after}",
+        ),
+        Item(
+            name="a layer's gradients",
+            num_bytes=(each + FLOAT32_BYTES) * trained,
+            formula=f"({each} + {FLOAT32_BYTES}) bytes x {trained:,} parameters of a layer that "
+            "train, and the buffer they are reduced in",
+        ),
+    )
+
+
+def _updated_at_once(plan: TrainerPlan) -> int:
+    """PyTorch updates tensor by tensor on CPU, and all of them together (foreach) on CUDA."""
+    return plan.num_trained if plan.device == "cuda" else plan.largest_trained
+
+
 def _ddp(plan: TrainerPlan) -> Spread:
     """All of it on every rank, and gradients a second time in the buckets they are reduced in."""
-    shape, each = plan.shape, plan.bytes_each
+    each, trained = plan.bytes_each, plan.layer_trained
     kept = [
-        _share("parameters", plan, FLOAT32_BYTES, 1),
+        _share("parameters", plan, FLOAT32_BYTES, 1, of_all=True),
         _share("AdamW's moments", plan, 2 * FLOAT32_BYTES, 1),
         _share("buckets that gradients are reduced in", plan, FLOAT32_BYTES, 1),
         *_average(plan, 1),
@@ -123,30 +137,29 @@ def _ddp(plan: TrainerPlan) -> Spread:
     narrow = each if each < FLOAT32_BYTES else 0
     whole = Item(
         name="parameters as autocast rounds them",
-        num_bytes=narrow * shape.num_parameters,
-        formula=f"{narrow} bytes x {shape.num_parameters:,} parameters",
+        num_bytes=narrow * plan.num_parameters,
+        formula=f"{narrow} bytes x {plan.num_parameters:,} parameters",
     )
     layer = Item(
         name="a layer's gradients as they are made",
-        num_bytes=FLOAT32_BYTES * shape.layer_parameters,
-        formula=f"{FLOAT32_BYTES} bytes x {shape.layer_parameters:,} parameters of a layer",
+        num_bytes=FLOAT32_BYTES * trained,
+        formula=f"{FLOAT32_BYTES} bytes x {trained:,} parameters of a layer that train",
     )
-    is_cuda = plan.device == "cuda"
     return Spread(
         kept=tuple(kept),
         gradients=(_share("gradients", plan, FLOAT32_BYTES, 1),),
         whole=(whole,),
         layer=(layer,),
-        update_parameters=shape.num_parameters if is_cuda else shape.embedding_parameters,
+        update_parameters=_updated_at_once(plan),
         is_split=False,
     )
 
 
 def _deepspeed(plan: TrainerPlan, backend: DeepSpeedBackend) -> Spread:
     """ZeRO: a float32 copy of a rank's partition with its moments; gradients in its own buffers."""
-    ranks, each, total = plan.num_trainers, plan.bytes_each, plan.shape.num_parameters
+    ranks, each, trained = plan.num_trainers, plan.bytes_each, plan.num_trained
     stage = backend.zero_stage
-    weights = _share("parameters", plan, each, num_shards(plan))
+    weights = _share("parameters", plan, each, num_shards(plan), of_all=True)
     state = [
         _share("ZeRO's float32 copy of its partition", plan, FLOAT32_BYTES, ranks),
         _share("AdamW's moments", plan, 2 * FLOAT32_BYTES, ranks),
@@ -159,7 +172,7 @@ def _deepspeed(plan: TrainerPlan, backend: DeepSpeedBackend) -> Spread:
     bucket = _bucket(plan)
     whole, kept = [], []
     if stage == PARAMETERS_SPLIT:
-        live = min(total, MAX_LIVE)
+        live = min(plan.num_parameters, MAX_LIVE)
         # What is needed again soon stays whole, from one step to the next.
         kept += [
             Item(
@@ -171,7 +184,7 @@ def _deepspeed(plan: TrainerPlan, backend: DeepSpeedBackend) -> Spread:
         ]
     else:
         whole.append(bucket)
-    flat = min(BUCKET, total)
+    flat = min(BUCKET, trained)
     # A flat copy of what is in the bucket; gloo, which has no reduce-scatter, makes one more.
     copies = 2 if stage == PARAMETERS_SPLIT and plan.device == "cpu" else 1
     reducing = Item(
@@ -194,7 +207,7 @@ def _deepspeed(plan: TrainerPlan, backend: DeepSpeedBackend) -> Spread:
         gradients=() if split_device else (gradients,),
         whole=tuple(whole),
         reducing=(reducing, partition),
-        update_parameters=0 if split_device else total // ranks,
+        update_parameters=0 if split_device else trained // ranks,
         kept_on_host=tuple(on_host),
         is_split=stage == PARAMETERS_SPLIT,
     )
@@ -213,7 +226,7 @@ def gathered_root(plan: TrainerPlan) -> Item:
 def _bucket(plan: TrainerPlan) -> Item:
     """On CUDA a bucket takes all its memory at once, on CPU as much of it as is written to."""
     each = plan.bytes_each
-    numbers = BUCKET if plan.device == "cuda" else min(BUCKET, plan.shape.num_parameters)
+    numbers = BUCKET if plan.device == "cuda" else min(BUCKET, plan.num_trained)
     return Item(
         name="ZeRO's bucket of gradients",
         num_bytes=each * numbers,
@@ -227,8 +240,11 @@ def _average(plan: TrainerPlan, shards: int) -> list[Item]:
     return [_share("average of the weights", plan, FLOAT32_BYTES, shards)]
 
 
-def _share(name: str, plan: TrainerPlan, bytes_per_parameter: int, shards: int) -> Item:
-    total = plan.shape.num_parameters
+def _share(
+    name: str, plan: TrainerPlan, bytes_per_parameter: int, shards: int, *, of_all: bool = False
+) -> Item:
+    """A rank's share of something that trained parameters have, or `of_all` parameters."""
+    total = plan.num_parameters if of_all else plan.num_trained
     over = "on every rank" if shards == 1 < plan.num_trainers else f"/ {shards} trainers"
     return Item(
         name=name,

@@ -7,6 +7,7 @@ from pear_ray.memory.activations import (
     layer_gradient_activations,
     saved_activations,
 )
+from pear_ray.memory.adapters import adapted
 from pear_ray.memory.items import Item, Moment, moment
 from pear_ray.memory.spread import num_shards, spread_of
 from pear_ray.memory.trainer_plan import TRAINERS, TrainerPlan
@@ -32,7 +33,8 @@ def trainer_moments(plan: TrainerPlan) -> list[Moment]:
                 "gradients, reduced", spread.kept, spread.gradients, spread.whole, spread.reducing
             )
         )
-    return [*step, _export(plan)] if spread.is_split else step
+    # A model that is whole is written as it is; adapters are merged into another copy of it.
+    return [*step, _export(plan)] if spread.is_split or plan.lora else step
 
 
 def trainer_state(plan: TrainerPlan, *, gradients: bool) -> list[Item]:
@@ -43,7 +45,7 @@ def trainer_state(plan: TrainerPlan, *, gradients: bool) -> list[Item]:
 
 def _loading(plan: TrainerPlan) -> Moment:
     """Every rank loads the whole model before it is split."""
-    total, ranks = plan.shape.num_parameters, num_shards(plan)
+    total, ranks = plan.num_parameters, num_shards(plan)
     whole = Item(
         name="whole model while it is loaded",
         num_bytes=FLOAT32_BYTES * total,
@@ -92,7 +94,8 @@ def _logprobs_backward(plan: TrainerPlan) -> Moment:
     # What the ids outside the candidates get of the gradient is made beside what they all get.
     rest = FLOAT32_BYTES if plan.num_candidates else 0
     chunk = _logits_chunk(plan, bytes_each=FLOAT32_BYTES + narrow + rest)
-    items = [head, states, chunk, _candidates(plan)]
+    heads = [] if plan.lora else [head]
+    items = [*heads, states, chunk, _candidates(plan)]
     return moment("log-probs, backward", _step_state(plan), items)
 
 
@@ -106,7 +109,7 @@ def _layer_backward(plan: TrainerPlan) -> Moment:
     )
     inside = [layer_gradient_activations(shape, plan.batch, bytes_each=each)]
     if plan.checkpointing:
-        per_token = layer_bytes_per_token(shape, bytes_each=each, width=plan.batch.width)
+        per_token = layer_bytes_per_token(shape, bytes_each=each)
         tokens = plan.batch.num_tokens
         again = Item(
             name="activations of the layer that is computed again",
@@ -116,14 +119,12 @@ def _layer_backward(plan: TrainerPlan) -> Moment:
         )
         inside.append(again)
     layer = spread_of(plan).layer
-    return moment("a layer, backward", _step_state(plan), [head], layer, inside)
+    heads = [] if plan.lora else [head]
+    return moment("a layer, backward", _step_state(plan), heads, layer, inside)
 
 
 def _optimizer_step(plan: TrainerPlan) -> Moment:
-    """AdamW's temporaries: two of the largest tensor on CPU, one of every tensor on CUDA.
-
-    PyTorch updates tensor by tensor on CPU, and all of them together (foreach) on CUDA.
-    """
+    """AdamW's temporaries: two of the largest tensor on CPU, one of every tensor on CUDA."""
     spread = spread_of(plan)
     copies = 1 if plan.device == "cuda" else 2
     numbers = spread.update_parameters
@@ -140,7 +141,7 @@ def _optimizer_step(plan: TrainerPlan) -> Moment:
 
 
 def _export(plan: TrainerPlan) -> Moment:
-    """Rank 0 gathers the whole model, tensor by tensor, in the host's memory."""
+    """Rank 0 gathers the whole model in the host's memory, or reads it to merge adapters into."""
     total, largest = plan.shape.num_parameters, plan.shape.embedding_parameters
     on_device = plan.device == "cpu"
     whole = Item(
@@ -161,12 +162,29 @@ def _step_state(plan: TrainerPlan) -> list[Item]:
     return [
         *trainer_state(plan, gradients=not plan.batch.is_only),
         *spread_of(plan).whole,
+        *_inside_adapters(plan),
         *saved_activations(
             plan.shape,
             plan.batch,
             bytes_each=plan.bytes_each,
             checkpointing=plan.checkpointing,
         ),
+    ]
+
+
+def _inside_adapters(plan: TrainerPlan) -> list[Item]:
+    """What goes into B, of every adapter; what goes into A is among the layers' activations."""
+    if plan.lora is None or plan.checkpointing:  # in one layer at a time: not worth a line
+        return []
+    layers = plan.shape.num_layers * len(adapted(plan.shape, plan.lora))
+    per_token, tokens = plan.bytes_each * plan.lora.rank, plan.batch.num_tokens
+    return [
+        Item(
+            name="activations inside adapters",
+            num_bytes=per_token * tokens * layers,
+            formula=f"{per_token:,} bytes x {tokens:,} tokens x {layers} adapters",
+            setting=plan.batch.setting,
+        )
     ]
 
 

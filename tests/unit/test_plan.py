@@ -71,7 +71,8 @@ def test_a_run_that_fits(plan: Callable[..., tuple[int, str]]) -> None:
 def test_a_phase_that_does_not_fit_names_item_setting_and_value(
     plan: Callable[..., tuple[int, str]],
 ) -> None:
-    code, out = plan("--device-memory", "24GiB")
+    on_gpu = ("cluster.device=cuda", "--device-memory", "24GiB")
+    code, out = plan(*on_gpu)
     assert code == 2
     sft = out.split("\nsft: ")[1].split("\nrl: ")[0]
     assert sft.startswith("does not fit: ")
@@ -79,7 +80,7 @@ def test_a_phase_that_does_not_fit_names_item_setting_and_value(
     assert " GiB, set by sft.microbatch_tokens\n" in sft
     [mend] = [line for line in sft.splitlines() if "mend: sft.microbatch_tokens=" in line]
     value = mend.split("=")[1].split()[0]
-    _, out = plan(f"sft.microbatch_tokens={value}", "--device-memory", "24GiB")
+    _, out = plan(f"sft.microbatch_tokens={value}", *on_gpu)
     assert "\nsft: does not fit" not in out
 
 
@@ -100,7 +101,7 @@ def test_a_gpu_is_not_judged_unseen(plan: Callable[..., tuple[int, str]]) -> Non
 
 
 def test_json_holds_every_number(plan: Callable[..., tuple[int, str]]) -> None:
-    code, out = plan("--device-memory", "24GiB", "--json")
+    code, out = plan("cluster.device=cuda", "--device-memory", "24GiB", "--json")
     assert code == 2
     tree = json.loads(out)
     phases: dict[str, Any] = {each["phase"]: each for each in tree["phases"]}

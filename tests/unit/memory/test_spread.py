@@ -20,7 +20,7 @@ def plan(toy: ModelShape, backend: dict[str, Any], **changes: Any) -> TrainerPla
     given = {"num_trainers": 2, "device": "cpu", "dtype": "float32"} | changes
     return TrainerPlan(
         shape=toy,
-        batch=Microbatch(num_tokens=16, width=8, setting="sft.microbatch_tokens"),
+        batch=Microbatch(num_tokens=16, setting="sft.microbatch_tokens"),
         backend=TypeAdapter(BackendConfig).validate_python(backend),
         **given,
     )
