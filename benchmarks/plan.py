@@ -118,29 +118,24 @@ def process(_: str) -> list[Figure]:
 
 def sft(folder: str) -> list[Figure]:
     """Two optimizer steps of two microbatches each, one rank, gloo."""
-    student = str(embedded_path("student"))
-    cases = [
-        ("embedded student, 8,192-token microbatches", student, 32, 256, False),
-        ("35M Llama, 2,048-token microbatches", folder, 4, 512, False),
-        ("35M Llama, the same with checkpointing", folder, 4, 512, True),
-        ("35M Llama, the same with LoRA of rank 16", folder, 4, 512, False),
+    student, llama = str(embedded_path("student")), (folder, 4, 512)
+    checkpointing, lora = {"activation_checkpointing": True}, {"lora": {"rank": 16}}
+    cases: list[tuple[str, tuple[str, int, int], dict[str, Any]]] = [
+        ("embedded student, 8,192-token microbatches", (student, 32, 256), {}),
+        ("35M Llama, 2,048-token microbatches", llama, {}),
+        ("35M Llama, the same with checkpointing", llama, checkpointing),
+        ("35M Llama, the same with LoRA of rank 16", llama, lora),
     ]
     figures = []
-    for name, model, rows, width, checkpointing in cases:
-        lora = {"rank": 16} if "LoRA" in name else None
-        plan = trainer_plan(model, rows, width, checkpointing=checkpointing, lora=lora)
+    for name, sizes, setup in cases:
+        plan = trainer_plan(*sizes, **setup)
         predicted = step_bytes(plan)
-        setup = {"activation_checkpointing": checkpointing, "lora": lora}
-        arguments = (model, rows, width, setup)
-        returned = found_by("peak_of_training", *arguments, environ=RETURNED)
+        returned = found_by("peak_of_training", *sizes, setup, environ=RETURNED)
         figures.append(compared(f"sft: {name}", predicted, returned["above_base"]))
-        if not checkpointing:
-            heap = found_by("peak_of_training", *arguments)
-            figures.append(
-                heap_figure(
-                    f"sft: {name}", predicted, heap["above_base"], slack_bytes=trainer_slack(plan)
-                )
-            )
+        if not setup:
+            heap = found_by("peak_of_training", *sizes, setup)["above_base"]
+            slack = trainer_slack(plan)
+            figures.append(heap_figure(f"sft: {name}", predicted, heap, slack_bytes=slack))
     return [*figures, large_blocks(folder)]
 
 
@@ -155,7 +150,7 @@ def backends(folder: str) -> list[Figure]:
     for name, setup in BACKENDS.items():
         peaks = []
         for model in (student, folder):
-            plan = trainer_plan(model, 2, 128, checkpointing=False, **setup)
+            plan = trainer_plan(model, 2, 128, **setup)
             predicted = step_bytes(plan)
             peaks.append((predicted, peak_of_ranks(model, setup)))
         (of_student, base), (predicted, peak) = peaks
@@ -179,7 +174,7 @@ def large_blocks(folder: str) -> Figure:
     """Activations of 34 MiB each, of which the heap keeps none."""
     two_layers = f"{folder}/two-layers"
     found_by("make_model", two_layers, 2, 8_000)
-    plan = trainer_plan(two_layers, 34, 512, checkpointing=False)
+    plan = trainer_plan(two_layers, 34, 512)
     predicted = step_bytes(plan)
     measured = found_by("peak_of_training", two_layers, 34, 512, {})["above_base"]
     name = "sft: Llama of two such layers, 17,408-token microbatches"
@@ -207,7 +202,7 @@ def score(folder: str) -> list[Figure]:
 
 def rl(folder: str) -> list[Figure]:
     """Trainer and engine in one process: sample, train, sync; without the KV cache."""
-    plan = trainer_plan(folder, 4, 512, checkpointing=False)
+    plan = trainer_plan(folder, 4, 512)
     engine = engine_plan(folder, "float32", chunk=None, sequences=16)
     between = trainer_state(plan, gradients=False)
     moments: list[Moment] = [
@@ -295,33 +290,23 @@ def heap_figure(name: str, predicted: float, measured: float, *, slack_bytes: in
     )
 
 
-def trainer_plan(
-    model: str,
-    rows: int,
-    width: int,
-    *,
-    checkpointing: bool,
-    num_ranks: int = 1,
-    backend: dict[str, Any] | None = None,
-    ema_decay: float | None = None,
-    num_candidates: int = 0,
-    lora: dict[str, Any] | None = None,
-) -> TrainerPlan:
-    """What plan_measures.py trains: two microbatches of `rows` rows in a step.
+def trainer_plan(model: str, rows: int, width: int, **setup: Any) -> TrainerPlan:
+    """What plan_measures.py trains with `setup`: two microbatches of `rows` rows in a step.
 
     Some are larger than the trainer would make them on CPU, for activations to be seen.
     """
+    lora, backend = setup.get("lora"), setup.get("backend", {"kind": "fsdp"})
     return TrainerPlan(
         shape=read_shape(Path(model)),
-        num_trainers=num_ranks,
+        num_trainers=setup.get("num_ranks", 1),
         batch=Microbatch(num_tokens=rows * width, setting=""),
-        backend=TypeAdapter(BackendConfig).validate_python(backend or {"kind": "fsdp"}),
-        keeps_average=ema_decay is not None,
-        num_candidates=num_candidates,
+        backend=TypeAdapter(BackendConfig).validate_python(backend),
+        keeps_average="ema_decay" in setup,
+        num_candidates=setup.get("num_candidates", 0),
         lora=LoraConfig.model_validate(lora) if lora else None,
         device="cpu",
         dtype="float32",
-        checkpointing=checkpointing,
+        checkpointing=setup.get("activation_checkpointing", False),
     )
 
 

@@ -13,6 +13,7 @@ from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import needs_initial_policy
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
+from pear_ray.memory.activations import ENOUGH_TOKENS
 from pear_ray.memory.engine import DTYPE_BYTES
 from pear_ray.memory.model_shape import ModelShape
 from pear_ray.memory.pace import Pace
@@ -21,13 +22,15 @@ from pear_ray.memory.phases import ModelShapes
 FORWARDS_PER_STEP, FORWARDS_WHEN_CHECKPOINTING = 3, 4
 NUM_CHECKPOINTS = 3  # that `evaluate` samples from: base, SFT, RL
 ROWS_WITHOUT_NUMBER = 1000  # what is planned of a corpus that nobody has counted
-# Seconds that stages of a tiny run took, which do next to nothing but start (tests/e2e, on
-# two CPU cores). A GPU's engine takes longer: it captures graphs.
-START_S = {"collect": 19.0, "score": 17.0, "sft": 50.0, "rl": 45.0, "evaluate": 18.0}
-# Assumed, on CPU: what a step of all sequences takes of vLLM beside computing, and a training step
-# of its rewards, its checks and its logs.
+# Measured on the demo, on two CPU cores (docs/planning.md): what its stages took but for sampling
+# and training, which is to start processes and engines. A GPU's engine takes longer: it captures
+# graphs.
+START_S = {"collect": 24.0, "score": 18.0, "sft": 24.0, "rl": 32.0, "evaluate": 24.0}
+# From the same run, beside computing: a decoding step of all sequences (of vLLM), a training step
+# (of rewards, checks, weight sync and logs), and each of a rank's microbatches (of PyTorch).
 DECODE_STEP_S = 0.01
 UPDATE_S = 0.05
+MICROBATCH_S = 0.06
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +144,8 @@ def _sft(
         parts.append(_passes(name, shape, rows, workload, pace, share=share, over=scorers))
     if config.cluster.device == "cpu":
         steps = sft.num_epochs * math.ceil(rows / sft.global_batch_size)
-        parts.append(_besides(steps))
+        mine = min(rows, sft.global_batch_size) / ranks
+        parts.append(_besides(shape, steps, mine, sft.microbatch_tokens, workload))
     return parts
 
 
@@ -168,8 +172,11 @@ def _rl(
         seconds=rl.num_steps * copied / (pace.bytes_per_s * pace.decoding_share),
         formula=f"{rl.num_steps} x {copied:,} bytes",
     )
-    besides = [_besides(rl.num_steps)] if config.cluster.device == "cpu" else []
-    return [*sampling, training, sync, *besides]
+    parts = [*sampling, training, sync]
+    if config.cluster.device == "cpu":
+        mine = sequences / ranks
+        parts.append(_besides(shape, rl.num_steps, mine, rl.microbatch_tokens, workload))
+    return parts
 
 
 def _passes(
@@ -231,18 +238,25 @@ class _Decoding:
                 seconds=steps * (max(by_bytes, by_flops) + besides),
                 formula=f"{steps:,} steps of {batch} sequences, each bound by {bound}: "
                 f"{read:.2g} bytes, {2 * shape.num_parameters * batch:.2g} FLOPs"
-                + (f", and {1e3 * besides:g} ms assumed" if besides else ""),
+                + (f", and {1e3 * besides:g} ms" if besides else ""),
             ),
         ]
 
 
 def _start(name: str) -> Part:
-    return Part(name="start", seconds=START_S[name], formula="as a tiny run took on two CPU cores")
+    return Part(name="start", seconds=START_S[name], formula="as the demo took on two CPU cores")
 
 
-def _besides(steps: int) -> Part:
+def _besides(
+    shape: ModelShape, steps: int, rows: float, microbatch_tokens: int, workload: Workload
+) -> Part:
+    """Of `steps` steps on CPU of `rows` rows on each rank."""
+    tokens = max(ENOUGH_TOKENS["cpu"], workload.row_tokens)
+    most = min(microbatch_tokens, tokens) if shape.packs else microbatch_tokens
+    microbatches = math.ceil(rows * workload.row_tokens / most)
     return Part(
         name="beside computing",
-        seconds=steps * UPDATE_S,
-        formula=f"{steps:,} steps x {UPDATE_S:g} s, assumed",
+        seconds=steps * (UPDATE_S + microbatches * MICROBATCH_S),
+        formula=f"{steps:,} steps x ({UPDATE_S:g} s + {microbatches} microbatches x "
+        f"{MICROBATCH_S:g} s), as the demo took",
     )

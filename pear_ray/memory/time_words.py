@@ -83,7 +83,7 @@ def _rows_words(config: RunConfig, workload: Workload) -> str:
 
 def _start_words(config: RunConfig) -> str:
     if config.cluster.device == "cpu":
-        return "start-ups as a tiny run took; a stage that is current takes none of this"
+        return "start-ups as the demo took; a stage that is current takes none of this"
     return (
         "without start-ups, checkpoints, kernel launches and what else is beside computing: "
         "nothing of it was measured on a GPU, and small models spend most of their time there"

@@ -9,6 +9,7 @@ import pytest
 from pear_ray.config.run import RunConfig, load_run
 from pear_ray.memory.durations import (
     DECODE_STEP_S,
+    MICROBATCH_S,
     START_S,
     UPDATE_S,
     Duration,
@@ -64,9 +65,23 @@ def test_training_is_three_passes_and_four_with_checkpointing(toy: ModelShape) -
     epochs = ("sft.num_epochs=2", "sft.global_batch_size=4")
     plain = seconds(toy, *epochs)["sft"]
     assert plain["training"] == pytest.approx(2 * 10 * 3 * FORWARD / 0.5e6)
-    assert plain["beside computing"] == pytest.approx(2 * 3 * UPDATE_S)  # 4 + 4 + 2 rows
+    # 4 + 4 + 2 rows, and all four of 20 tokens in a microbatch
+    assert plain["beside computing"] == pytest.approx(2 * 3 * (UPDATE_S + MICROBATCH_S))
     again = seconds(toy, *epochs, "sft.activation_checkpointing=true")["sft"]
     assert again["training"] == pytest.approx(plain["training"] * 4 / 3)
+
+
+def test_each_microbatch_takes_time_beside_computing(toy: ModelShape) -> None:
+    """16 prompts x 8 rows of 20 tokens: two full microbatches and half a one, of 1,024 tokens."""
+    steps = "rl.num_steps=3"
+    found = seconds(toy, steps)["rl"]["beside computing"]
+    assert found == pytest.approx(3 * (UPDATE_S + 3 * MICROBATCH_S))
+    fewer = ("rl.microbatch_tokens=512", "models.max_model_len=256")
+    found = seconds(toy, steps, *fewer)["rl"]["beside computing"]
+    assert found == pytest.approx(3 * (UPDATE_S + 5 * MICROBATCH_S))
+    padded = dataclasses.replace(toy, packs=False)  # up to rl.microbatch_tokens, 8,192
+    found = seconds(padded, steps)["rl"]["beside computing"]
+    assert found == pytest.approx(3 * (UPDATE_S + MICROBATCH_S))
 
 
 def test_the_initial_policy_is_scored_where_it_is_asked_for(toy: ModelShape) -> None:
