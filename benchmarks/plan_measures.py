@@ -62,6 +62,10 @@ def peak_of_training(
     """
     import torch.distributed as dist
 
+    import pear_ray.engines.backends
+
+    if setup.get("lora"):
+        import pear_ray.engines.lora  # noqa: F401 - a process's libraries are no part of its peak
     if setup.get("backend", {}).get("kind") == "deepspeed":
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # it refuses to start without
     dist.init_process_group(
