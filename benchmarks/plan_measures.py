@@ -118,7 +118,8 @@ def make_step(
 
     def row(length: int) -> Row:
         ids = [(7 * place) % vocab for place in range(length)]
-        each = list(range(num_candidates)) * (length - 1)
+        # A vocabulary may be smaller: -1 is a candidate that it does not have.
+        each = [n if n < vocab else -1 for n in range(num_candidates)] * (length - 1)
         return Row(ids, [False] + [True] * (length - 1), {}, (each, [-1.0] * len(each)))
 
     def step() -> None:
