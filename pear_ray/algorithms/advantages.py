@@ -1,10 +1,12 @@
-"""Advantages of a group of rollouts: reward minus the group's baseline."""
+"""Advantages of rollouts: reward minus the baseline of the group, or of the whole batch."""
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from pear_ray.algorithms.loss_tokens import scatter_masked
+from pear_ray.algorithms.loss_tokens import scatter_masked, select_loss_tokens
 
 
 def grpo_advantages(
@@ -46,6 +48,118 @@ def mean_baseline_advantages(
     selected, group_index, mean = _centred(rewards, group_ids, keep)
     equal = _equal_groups(selected, group_index)[group_index]
     return scatter_masked((selected - mean).masked_fill(equal, 0.0).float(), keep)
+
+
+def rloo_advantages(
+    rewards: Float[Tensor, " row"],
+    group_ids: Int[Tensor, " row"],
+    valid: Bool[Tensor, " row"] | None = None,
+) -> Float32[Tensor, " row"]:
+    """`reward - mean of the group's other rewards` per row (RLOO, arXiv 2402.14740).
+
+    That is `n / (n - 1)` times the mean-baseline advantage, n counting valid rows; a row without
+    another has none to be compared with, and gets 0.
+
+    Arguments, and what gets exactly 0, as in `grpo_advantages`.
+    """
+    keep = _keep(rewards, valid)
+    selected, group_index, mean = _centred(rewards, group_ids, keep)
+    counts = torch.bincount(group_index)[group_index].double()
+    equal = _equal_groups(selected, group_index)[group_index]  # a group of one is one of these
+    left_out = (selected - mean) * counts / (counts - 1).clamp(min=1)
+    return scatter_masked(left_out.masked_fill(equal, 0.0).float(), keep)
+
+
+def returns_to_go(
+    rewards: Float[Tensor, " row"],
+    penalties: Float[Tensor, " token"],
+    sequence_ids: Int[Tensor, " token"],
+    loss_mask: Bool[Tensor, " token"],
+) -> Float[Tensor, " token"]:
+    """`reward - sum of the penalties from a token on` (REINFORCE++, arXiv 2501.03262).
+
+    Undiscounted. With `kl_k1` times its coefficient as penalties that is the paper's advantage
+    before `normalised_over_batch`. 0 outside the mask.
+
+    Args:
+        rewards: One per sequence, by its id.
+        penalties: One per token, read at loss tokens.
+        sequence_ids: The sequence of each position, non-decreasing, an index into `rewards`.
+        loss_mask: True where a token trains.
+
+    Raises:
+        ValueError: `sequence_ids` decrease.
+    """
+    loss_tokens = select_loss_tokens(sequence_ids, loss_mask)
+    selected = penalties.detach()[loss_tokens.positions].double()
+    through = selected.cumsum(0)
+    # Of all tokens through its sequence's last one, less those before itself.
+    to_go = through[loss_tokens.ends][loss_tokens.sequence_index] - through + selected
+    reward = rewards[sequence_ids.index_select(0, loss_tokens.positions)]
+    return scatter_masked((reward.double() - to_go).to(penalties.dtype), loss_mask)
+
+
+def advantage_sums(
+    advantages: Float[Tensor, " token"], loss_mask: Bool[Tensor, " token"]
+) -> dict[str, float]:
+    """Sums over loss tokens for `weight_health.merge` and `normalised_over_batch`."""
+    selected = advantages.detach()[loss_mask].double()
+    if not selected.numel():
+        return {"tokens": 0.0, "advantage": 0.0, "advantage_squared": 0.0}
+    low, high = torch.aminmax(selected)
+    return {
+        "tokens": float(selected.numel()),
+        "advantage": float(selected.sum()),
+        "advantage_squared": float(selected.square().sum()),
+        "min/advantage": float(low),
+        "max/advantage": float(high),
+    }
+
+
+def normalised_over_batch(
+    advantages: Float[Tensor, " token"],
+    loss_mask: Bool[Tensor, " token"],
+    sums: Mapping[str, float],
+    *,
+    epsilon: float = 1e-8,
+) -> Float[Tensor, " token"]:
+    """`(A - mean) / (std + epsilon)` with moments of the whole batch (REINFORCE++, 2501.03262).
+
+    The std is the population one. A batch of equal advantages gets exactly 0, and so does what is
+    outside the mask.
+
+    Args:
+        advantages: One per token of this microbatch.
+        loss_mask: True where a token trains.
+        sums: `advantage_sums` merged over all microbatches and ranks.
+        epsilon: Added to the std.
+    """
+    selected = advantages.detach()[loss_mask].double()
+    if sums["tokens"] == 0.0 or sums["min/advantage"] == sums["max/advantage"]:
+        return torch.zeros_like(advantages)
+    mean = sums["advantage"] / sums["tokens"]
+    std = max(sums["advantage_squared"] / sums["tokens"] - mean**2, 0.0) ** 0.5
+    scaled = (selected - mean) / (std + epsilon)
+    return scatter_masked(scaled.to(advantages.dtype), loss_mask)
+
+
+def overlong_penalties(
+    lengths: Int[Tensor, " row"], *, max_tokens: int, buffer_tokens: int
+) -> Float[Tensor, " row"]:
+    """What a completion's length takes off its reward, 0 to -1 (DAPO, arXiv 2503.14476, eq. 13).
+
+    0 up to `max_tokens - buffer_tokens`, then falling linearly to -1 at `max_tokens`.
+
+    Raises:
+        ValueError: Not `0 < buffer_tokens <= max_tokens`.
+    """
+    if not 0 < buffer_tokens <= max_tokens:
+        raise ValueError(
+            f"buffer_tokens={buffer_tokens} is no part of max_tokens={max_tokens}; use 1 up to "
+            f"{max_tokens}"
+        )
+    over = lengths.double() - (max_tokens - buffer_tokens)
+    return -(over / buffer_tokens).clamp(0.0, 1.0)
 
 
 def degenerate_group_fraction(

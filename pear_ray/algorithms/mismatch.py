@@ -1,16 +1,39 @@
 """The gap between sampler and trainer log-probs of the same weights, and weights that correct it.
 
+Tokens are drawn by the sampler and trained on by a trainer that computes other log-probs for the
+same weights (kernels, dtypes, batch layouts). The ratio of both is an importance weight.
+
 Sums merge over microbatches and ranks with `weight_health.merge`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, assert_never
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pear_ray.algorithms.loss_tokens import scatter_masked
+from pear_ray.algorithms.loss_tokens import LossTokens, scatter_masked, select_loss_tokens
 from pear_ray.algorithms.policy_losses import MAX_ABS_LOG_RATIO
+
+CorrectionLevel = Literal["token", "sequence", "geometric"]
+CorrectionMode = Literal["mask", "clip", "truncate"]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Weights that correct for the sampler; 0 (False) outside the loss mask, no gradient.
+
+    Attributes:
+        weights: What multiplies a token's policy loss.
+        masked: True where the ratio was outside the bounds, and the weight is 0 for it.
+        bounded: True where the ratio was outside the bounds, and the weight is the bound.
+    """
+
+    weights: Float[Tensor, " token"]
+    masked: Bool[Tensor, " token"]
+    bounded: Bool[Tensor, " token"]
 
 
 def mismatch_sums(
@@ -70,56 +93,74 @@ def finalise_mismatch(sums: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def truncated_token_weights(
+def correction_weights(
     proximal_logprobs: Float[Tensor, " token"],
     behavior_logprobs: Float[Tensor, " token"],
+    sequence_ids: Int[Tensor, " token"],
     loss_mask: Bool[Tensor, " token"],
     *,
-    cap: float,
-) -> Float[Tensor, " token"]:
-    """`min(proximal / behavior, cap)` per token, detached; 0 outside the mask.
-
-    Truncated importance sampling: corrects for a sampler that computes other log-probs than the
-    trainer, keeping every token.
-
-    Raises:
-        ValueError: `cap` is not above 0.
-    """
-    if not cap > 0.0:
-        raise ValueError(f"cap={cap} would silence every token; use a value above 0, e.g. 2.0")
-    ratios = _ratios(proximal_logprobs, behavior_logprobs, loss_mask)
-    return scatter_masked(ratios.clamp(max=cap), loss_mask)
-
-
-def masked_token_weights(
-    proximal_logprobs: Float[Tensor, " token"],
-    behavior_logprobs: Float[Tensor, " token"],
-    loss_mask: Bool[Tensor, " token"],
-    *,
+    level: CorrectionLevel,
+    mode: CorrectionMode,
     low: float,
     high: float,
-) -> Float[Tensor, " token"]:
-    """`proximal / behavior` per token where it lies in [low, high], else 0; detached.
+) -> Correction:
+    """Importance weights `proximal / behavior` at some level, with something done about outliers.
 
-    Masked importance sampling: a token on which sampler and trainer disagree that much is dropped.
+    The ratio of a token (`token`), the product over its sequence (`sequence`; exact, and wild for
+    long ones), or the geometric mean over its sequence (`geometric`; biased, and tame). `mask`
+    makes it 0 outside [low, high] (masked importance sampling), `clip` holds it inside, `truncate`
+    holds it at `high` alone (truncated importance sampling). Logs are held to +-20 first.
+
+    Args:
+        proximal_logprobs: By the trainer, of the weights that sampled, nats.
+        behavior_logprobs: By the sampler, nats, at the same temperature.
+        sequence_ids: The sequence of each position, non-decreasing; each lies whole in the batch.
+        loss_mask: True where a token trains; nothing else is read.
+        level: What shares a ratio.
+        mode: What becomes of a ratio outside the bounds.
+        low: Lower bound, in [0, 1]; `truncate` does not read it.
+        high: Upper bound, 1 or more.
 
     Raises:
-        ValueError: Not `0 <= low <= 1 <= high`, so that perfect agreement would be dropped.
+        ValueError: Not `0 <= low <= 1 <= high`, so that perfect agreement would be corrected, or
+            `sequence_ids` decrease.
     """
     if not 0.0 <= low <= 1.0 <= high:
         raise ValueError(
             f"[low, high]=[{low}, {high}] leaves out the ratio 1, tokens on which sampler and "
             "trainer agree; use 0 <= low <= 1 <= high, e.g. 0.5 and 2.0"
         )
-    ratios = _ratios(proximal_logprobs, behavior_logprobs, loss_mask)
-    kept = (ratios >= low) & (ratios <= high)
-    return scatter_masked(torch.where(kept, ratios, torch.zeros_like(ratios)), loss_mask)
+    loss_tokens = select_loss_tokens(sequence_ids, loss_mask)
+    at = loss_tokens.positions
+    gaps = proximal_logprobs.detach()[at].double() - behavior_logprobs.detach()[at].double()
+    log_ratios = _at_level(gaps, loss_tokens, level)
+    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    above, outside = ratios > high, (ratios < low) | (ratios > high)
+    nowhere = torch.zeros_like(outside)
+    match mode:
+        case "mask":
+            weights, masked, bounded = ratios.masked_fill(outside, 0.0), outside, nowhere
+        case "clip":
+            weights, masked, bounded = ratios.clamp(low, high), nowhere, outside
+        case "truncate":
+            weights, masked, bounded = ratios.clamp(max=high), nowhere, above
+        case _:
+            assert_never(mode)
+    return Correction(
+        weights=scatter_masked(weights.to(proximal_logprobs.dtype), loss_mask),
+        masked=scatter_masked(masked, loss_mask),
+        bounded=scatter_masked(bounded, loss_mask),
+    )
 
 
-def _ratios(
-    proximal_logprobs: Float[Tensor, " token"],
-    behavior_logprobs: Float[Tensor, " token"],
-    loss_mask: Bool[Tensor, " token"],
+def _at_level(
+    gaps: Float[Tensor, " loss_token"], loss_tokens: LossTokens, level: CorrectionLevel
 ) -> Float[Tensor, " loss_token"]:
-    log_ratios = proximal_logprobs.detach()[loss_mask] - behavior_logprobs.detach()[loss_mask]
-    return log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    """The log-ratio that each token's weight is made of."""
+    if level == "token":
+        return gaps
+    sums = gaps.new_zeros(loss_tokens.ends.numel())
+    sums.index_add_(0, loss_tokens.sequence_index, gaps)
+    if level == "geometric":
+        sums.div_(loss_tokens.counts)
+    return sums[loss_tokens.sequence_index]

@@ -1,46 +1,56 @@
-"""Per-token policy losses; `reduce` turns them into one number."""
+"""Per-token policy losses and KL estimators; `reduce` turns them into one number.
+
+The ratio of every loss is taken against the proximal policy: the trainer's own log-probs before the
+first update on a rollout batch. That the sampler computes others is corrected apart, by weights
+(`mismatch.correction_weights`), so that clipping answers to learning alone.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pear_ray.algorithms.loss_tokens import scatter_masked
+from pear_ray.algorithms.loss_tokens import scatter_masked, select_loss_tokens
 
 # exp(20) is 4.9e8: far past every clip, and still finite, so that 0 * ratio cannot become NaN.
 MAX_ABS_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
-class ClippedSurrogate:
-    """Per-token surrogate losses, 0 (False) outside the loss mask.
+class PolicyLosses:
+    """Per-token losses, 0 (False) outside the loss mask.
 
     Attributes:
         losses: Differentiable in the policy log-probs.
-        ratios: Detached policy / behavior ratios.
-        clipped: True where the clip bound, so that the token has no gradient.
+        ratios: Detached policy / proximal ratios, before any clip; per sequence in GSPO.
+        clipped_low: True where the lower bound was in force.
+        clipped_high: True where the upper bound was in force.
     """
 
     losses: Float[Tensor, " token"]
     ratios: Float[Tensor, " token"]
-    clipped: Bool[Tensor, " token"]
+    clipped_low: Bool[Tensor, " token"]
+    clipped_high: Bool[Tensor, " token"]
 
 
 def clipped_surrogate(
     policy_logprobs: Float[Tensor, " token"],
-    behavior_logprobs: Float[Tensor, " token"],
+    proximal_logprobs: Float[Tensor, " token"],
     advantages: Float[Tensor, " token"],
     loss_mask: Bool[Tensor, " token"],
     *,
     clip_low: float,
     clip_high: float,
-) -> ClippedSurrogate:
+) -> PolicyLosses:
     """`-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)` per token (PPO and GRPO; not reduced).
+
+    GRPO: arXiv 2402.03300, eq. 3 (its KL apart). Two distances, "clip-higher": DAPO, arXiv
+    2503.14476. A clipped token has no gradient.
 
     Args:
         policy_logprobs: Target policy, nats; gets the gradient.
-        behavior_logprobs: What the ratio is taken against (sampler or proximal), nats; none.
+        proximal_logprobs: What the ratio is taken against, nats; none.
         advantages: One per token, constant over a completion in GRPO.
         loss_mask: True where a token trains; nothing else is read.
         clip_low: Distance below 1, in [0, 1].
@@ -49,24 +59,110 @@ def clipped_surrogate(
     Raises:
         ValueError: A clip distance is out of range.
     """
-    if not (0.0 <= clip_low <= 1.0 and clip_high >= 0.0):
-        raise ValueError(
-            f"clip_low={clip_low}, clip_high={clip_high} are distances from 1, not bounds: "
-            "clip_low must be in [0, 1] and clip_high 0 or more, e.g. 0.2 and 0.28"
-        )
-    log_ratios = policy_logprobs[loss_mask] - behavior_logprobs.detach()[loss_mask]
+    _check_clip(clip_low=clip_low, clip_high=clip_high)
+    log_ratios = policy_logprobs[loss_mask] - proximal_logprobs.detach()[loss_mask]
     ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
-    advantage = advantages.detach()[loss_mask]
-    unclipped = ratios * advantage
-    losses = -torch.minimum(unclipped, ratios.clamp(1.0 - clip_low, 1.0 + clip_high) * advantage)
-    frozen = ratios.detach()
-    clipped = ((frozen > 1.0 + clip_high) & (advantage > 0)) | (
-        (frozen < 1.0 - clip_low) & (advantage < 0)
-    )
-    return ClippedSurrogate(
+    return _surrogate(ratios, advantages, loss_mask, clip_low=clip_low, clip_high=clip_high)
+
+
+def gspo_surrogate(
+    policy_logprobs: Float[Tensor, " token"],
+    proximal_logprobs: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    sequence_ids: Int[Tensor, " token"],
+    loss_mask: Bool[Tensor, " token"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> PolicyLosses:
+    """GRPO's surrogate with one ratio per sequence, `exp(mean_t log r_t)` (arXiv 2507.18071).
+
+    Written as the paper's GSPO-token: token t has `sg[s] p_t / sg[p_t]`, which
+    is `s` and whose gradient goes through its own log-prob alone. Summed over a sequence of equal
+    advantages, value and gradient are those of `-T min(s A, clip(s) A)`: reduced by `seq_mean` that
+    is GSPO. A sequence is clipped whole.
+
+    Args:
+        policy_logprobs: Target policy, nats; gets the gradient.
+        proximal_logprobs: What the ratio is taken against, nats; none.
+        advantages: One per token.
+        sequence_ids: The sequence of each position, non-decreasing; each lies whole in the batch.
+        loss_mask: True where a token trains; nothing else is read.
+        clip_low: Distance below 1, in [0, 1]; the paper's is 3e-4.
+        clip_high: Distance above 1, 0 or more; the paper's is 4e-4.
+
+    Raises:
+        ValueError: A clip distance is out of range, or `sequence_ids` decrease.
+    """
+    _check_clip(clip_low=clip_low, clip_high=clip_high)
+    loss_tokens = select_loss_tokens(sequence_ids, loss_mask)
+    selected = policy_logprobs[loss_tokens.positions]
+    log_ratios = selected.detach() - proximal_logprobs.detach()[loss_tokens.positions]
+    means = log_ratios.new_zeros(loss_tokens.ends.numel())
+    means = means.index_add_(0, loss_tokens.sequence_index, log_ratios).div_(loss_tokens.counts)
+    means = means.clamp_(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO)
+    ratios = means.exp()[loss_tokens.sequence_index] * (selected - selected.detach()).exp()
+    return _surrogate(ratios, advantages, loss_mask, clip_low=clip_low, clip_high=clip_high)
+
+
+def cispo_losses(
+    policy_logprobs: Float[Tensor, " token"],
+    proximal_logprobs: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    loss_mask: Bool[Tensor, " token"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> PolicyLosses:
+    """`-sg[clip(r, 1 - clip_low, 1 + clip_high)] A log p` per token (CISPO, arXiv 2506.13585).
+
+    The clipped ratio is a weight, so that no token loses its gradient.
+
+    Args:
+        policy_logprobs: Target policy, nats; gets the gradient.
+        proximal_logprobs: What the ratio is taken against, nats; none.
+        advantages: One per token.
+        loss_mask: True where a token trains; nothing else is read.
+        clip_low: Distance below 1, in [0, 1]; 1, the paper's choice, is no lower bound.
+        clip_high: Distance above 1, 0 or more.
+
+    Raises:
+        ValueError: A clip distance is out of range.
+    """
+    _check_clip(clip_low=clip_low, clip_high=clip_high)
+    selected = policy_logprobs[loss_mask]
+    log_ratios = selected.detach() - proximal_logprobs.detach()[loss_mask]
+    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    low, high = 1.0 - clip_low, 1.0 + clip_high
+    losses = -ratios.clamp(low, high) * advantages.detach()[loss_mask] * selected
+    return PolicyLosses(
         losses=scatter_masked(losses, loss_mask),
-        ratios=scatter_masked(frozen, loss_mask),
-        clipped=scatter_masked(clipped, loss_mask),
+        ratios=scatter_masked(ratios, loss_mask),
+        clipped_low=scatter_masked(ratios < low, loss_mask),
+        clipped_high=scatter_masked(ratios > high, loss_mask),
+    )
+
+
+def reinforce_losses(
+    policy_logprobs: Float[Tensor, " token"],
+    proximal_logprobs: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    loss_mask: Bool[Tensor, " token"],
+) -> PolicyLosses:
+    """`-A log p` per token (REINFORCE), without ratio and clip.
+
+    Exact for the first update on a rollout batch only; later ones are taken as if on policy. The
+    proximal log-probs are read to report the ratios. Arguments as in `cispo_losses`.
+    """
+    selected = policy_logprobs[loss_mask]
+    log_ratios = selected.detach() - proximal_logprobs.detach()[loss_mask]
+    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    nowhere = torch.zeros_like(loss_mask)
+    return PolicyLosses(
+        losses=scatter_masked(-advantages.detach()[loss_mask] * selected, loss_mask),
+        ratios=scatter_masked(ratios, loss_mask),
+        clipped_low=nowhere,
+        clipped_high=nowhere,
     )
 
 
@@ -115,3 +211,34 @@ def _log_ratios(
     loss_mask: Bool[Tensor, " token"],
 ) -> Float[Tensor, " loss_token"]:
     return policy_logprobs[loss_mask] - reference_logprobs.detach()[loss_mask]
+
+
+def _surrogate(
+    ratios: Float[Tensor, " loss_token"],
+    advantages: Float[Tensor, " token"],
+    loss_mask: Bool[Tensor, " token"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> PolicyLosses:
+    """The pessimistic surrogate of differentiable `ratios`."""
+    advantage = advantages.detach()[loss_mask]
+    bounded = ratios.clamp(1.0 - clip_low, 1.0 + clip_high)
+    losses = -torch.minimum(ratios * advantage, bounded * advantage)
+    frozen = ratios.detach()
+    # Elsewhere the smaller term is the unclipped one: a bad token may rise, a good one fall.
+    low, high = (frozen < 1.0 - clip_low), (frozen > 1.0 + clip_high)
+    return PolicyLosses(
+        losses=scatter_masked(losses, loss_mask),
+        ratios=scatter_masked(frozen, loss_mask),
+        clipped_low=scatter_masked(low & (advantage < 0), loss_mask),
+        clipped_high=scatter_masked(high & (advantage > 0), loss_mask),
+    )
+
+
+def _check_clip(*, clip_low: float, clip_high: float) -> None:
+    if not (0.0 <= clip_low <= 1.0 and clip_high >= 0.0):
+        raise ValueError(
+            f"clip_low={clip_low}, clip_high={clip_high} are distances from 1, not bounds: "
+            "clip_low must be in [0, 1] and clip_high 0 or more, e.g. 0.2 and 0.28"
+        )
