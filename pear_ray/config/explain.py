@@ -26,9 +26,22 @@ def _did_you_mean(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
     if word in kinds:
         return f"; it belongs to kind {' and '.join(sorted(kinds[word]))}"
     close = difflib.get_close_matches(word, siblings, n=1, cutoff=0.6)
+    if not close and len(loc) > 1:  # one level too high: a value that has become a section's
+        close = _inside(root.model_fields[str(loc[0])].annotation, word, path=str(loc[0]))
     if not close:  # a key put in the wrong section is as common as a misspelt one
         close = difflib.get_close_matches(word, sorted(_all_keys(root)), n=1, cutoff=0.8)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(siblings)}"
+
+
+def _inside(annotation: Any, word: str, *, path: str) -> list[str]:
+    """The dotted keys named `word` in the sections that `annotation` can hold, `path` in front."""
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        parts = (_inside(part, word, path=path) for part in get_args(annotation))
+        return [key for keys in parts for key in keys]
+    fields = annotation.model_fields
+    here = [f"{path}.{word}"] if word in fields else []
+    parts = (_inside(each.annotation, word, path=f"{path}.{name}") for name, each in fields.items())
+    return here + [key for keys in parts for key in keys]
 
 
 def _keys_beside(

@@ -1,12 +1,19 @@
-"""GRPO on a colocated actor group."""
+"""Reinforcement learning on a colocated actor group: GRPO and its relatives."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pear_ray.config.base import Section
 from pear_ray.config.evaluate import PassAtKConfig
 from pear_ray.config.problems import ProblemSetConfig, RewardConfig
+from pear_ray.config.rl_losses import (
+    GrpoLoss,
+    KlConfig,
+    MismatchCorrectionConfig,
+    OverlongConfig,
+    PolicyLossConfig,
+)
 from pear_ray.config.sections import OptimizerConfig
 
 
@@ -18,7 +25,8 @@ class RlConfig(Section):
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     num_steps: Annotated[int, Field(gt=0)]
-    """Optimizer steps; each samples, rewards, trains once and syncs weights."""
+    """Rollout batches; each is sampled, rewarded, trained on with `updates_per_batch` optimizer
+    steps, and followed by a weight sync."""
     prompts_per_step: Annotated[int, Field(gt=0)] = 16
     """Problems per step, over all ranks."""
     group_size: Annotated[int, Field(gt=1)] = 8
@@ -27,12 +35,29 @@ class RlConfig(Section):
     """Sampling temperature; the trainer divides its logits by it as well."""
     max_tokens: Annotated[int, Field(gt=0)] = 128
     """Longest completion, in tokens."""
-    advantage: Literal["grpo", "mean_baseline"] = "grpo"
-    """`grpo` divides by the group's standard deviation, `mean_baseline` (Dr.GRPO) does not."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far below 1 a token's ratio may fall before its gradient stops."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
-    """How far above 1 a token's ratio may rise before its gradient stops."""
+    updates_per_batch: Annotated[int, Field(gt=0)] = 1
+    """Optimizer steps per rollout batch, each on its own share of the groups. With more than one
+    the trainer's log-probs before the first are computed too, for the ratios."""
+    advantage: Literal["grpo", "mean_baseline", "rloo", "reinforce_pp", "reinforce_pp_baseline"] = (
+        "grpo"
+    )
+    """`grpo` divides by the group's standard deviation, `mean_baseline` (Dr.GRPO) does not, `rloo`
+    takes the mean of the others off. `reinforce_pp` (REINFORCE++) normalises over all tokens of
+    the batch, `reinforce_pp_baseline` after the group's mean is taken off."""
+    loss: PolicyLossConfig = GrpoLoss()
+    """The policy loss; its name alone stands for its defaults."""
+    reduction: Literal["token_mean", "seq_mean", "dr_grpo"] = "token_mean"
+    """What a step's loss sum is divided by: its tokens (DAPO); each completion's tokens, then their
+    number (GRPO, GSPO); their number times `max_tokens` (Dr.GRPO)."""
+    kl: KlConfig = KlConfig()
+    """KL to the policy that RL starts from."""
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the policy's exact entropy, which is raised: one more pass over the vocabulary. 0:
+    none."""
+    overlong: OverlongConfig = OverlongConfig()
+    """What becomes of completions near the length limit."""
+    mismatch_correction: MismatchCorrectionConfig = MismatchCorrectionConfig()
+    """What is done about a sampler that computes other log-probs than the trainer."""
     rewards: RewardConfig = RewardConfig()
     """How completions are verified."""
     pass_at_k: PassAtKConfig | None = None
@@ -47,3 +72,13 @@ class RlConfig(Section):
     above it the step fails. None: 1e-4 in float32, 0.3 in bfloat16."""
     mismatch_alert: Annotated[float, Field(gt=0)] = 0.01
     """Mean absolute log-prob gap over a step's rollouts above which a warning is logged."""
+
+    @model_validator(mode="after")
+    def _buffer_fits(self) -> "RlConfig":
+        buffer = self.overlong.buffer_tokens
+        if buffer is not None and buffer > self.max_tokens:
+            raise ValueError(
+                f"overlong.buffer_tokens={buffer} is more than max_tokens={self.max_tokens}; make "
+                "it a part of it, such as a fifth"
+            )
+        return self

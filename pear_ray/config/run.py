@@ -58,6 +58,13 @@ class RunConfig(Section):
                     f"{field}={count} does not split over cluster.num_trainers={ranks} ranks; "
                     f"make it a multiple of {ranks}, or set cluster.num_trainers to a divisor"
                 )
+        updates = self.rl.updates_per_batch
+        if self.rl.prompts_per_step % (ranks * updates):
+            raise ValueError(
+                f"rl.prompts_per_step={self.rl.prompts_per_step} groups do not split over "
+                f"rl.updates_per_batch={updates} updates of cluster.num_trainers={ranks} ranks; "
+                f"make it a multiple of {ranks * updates}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
+from pear_ray.algorithms.entropy import exact_entropies
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
 from pear_ray.config.sections import compute_dtype
 from pear_ray.engines import packed_attention
@@ -42,14 +43,19 @@ class Policy(nn.Module):
         self.packs = False
 
     def forward(
-        self, batch: TokenBatch, *, temperature: float, entropy_k: int = 0
+        self,
+        batch: TokenBatch,
+        *,
+        temperature: float,
+        entropy_k: int = 0,
+        exact_entropy: bool = False,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Log-prob (nats) of each loss token, float32 [token], of softmax(logits / temperature).
 
         For a batch with candidates, or with an `entropy_k`, a dict with those as `logprobs`, and:
         `candidates` [token, candidate], their log-probs; `rest` [token], the log of the probability
         of all other ids together; `entropies` [token], over the `entropy_k` likeliest ids (no
-        gradient).
+        gradient). With `exact_entropy` a dict whose `entropies` are over all ids, with a gradient.
         """
         device = batch.input_ids.device.type
         with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
@@ -57,10 +63,17 @@ class Policy(nn.Module):
         predicting = hidden[batch.positions]  # [token, hidden]
         head = self.causal_lm.get_output_embeddings().weight.to(hidden.dtype)
         ids = batch.candidate_ids
+        if exact_entropy and batch.num_loss_tokens:
+            return {
+                "logprobs": chosen_logprobs(
+                    predicting, head, batch.chosen_ids, temperature=temperature
+                ),
+                "entropies": exact_entropies(predicting, head, temperature=temperature),
+            }
         if not batch.num_loss_tokens:
             # Keeps the graph connected, so that this rank's backward joins the others' collectives.
             nothing = (hidden.sum() * 0.0 + head.sum() * 0.0).expand(0)
-            if ids is None and not entropy_k:
+            if ids is None and not entropy_k and not exact_entropy:
                 return nothing
             candidates = nothing[:, None].expand(0, 1 if ids is None else ids.shape[1])
             extras = {"candidates": candidates, "rest": nothing, "entropies": nothing.detach()}

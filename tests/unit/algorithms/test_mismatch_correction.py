@@ -1,4 +1,4 @@
-"""Weights that correct for the sampler: every level and mode by hand, against loops, harmless at 1."""
+"""Weights that correct for the sampler: every level and mode by hand, by loops, harmless at 1."""
 
 import math
 

@@ -132,4 +132,3 @@ def test_mismatch_by_hand_and_merged():
     assert finalise_mismatch(merged) == pytest.approx(whole)
     with pytest.raises(ValueError, match="no loss token"):
         finalise_mismatch(parts[2])
-

@@ -67,7 +67,11 @@ def test_batch_normalisation_by_hand():
     root = math.sqrt(2)
     got = normalised_over_batch(values, mask, sums)
     assert got.tolist() == pytest.approx([root, 0.0, 0.0, 0.0, -root])
-    assert normalised_over_batch(values, ~mask & mask, advantage_sums(values, ~mask & mask)).eq(0).all()
+    assert (
+        normalised_over_batch(values, ~mask & mask, advantage_sums(values, ~mask & mask))
+        .eq(0)
+        .all()
+    )
     tenth = torch.full((7,), 0.1)
     everywhere = torch.ones(7, dtype=torch.bool)
     same = normalised_over_batch(tenth, everywhere, advantage_sums(tenth, everywhere), epsilon=0.0)

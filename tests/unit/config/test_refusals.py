@@ -23,6 +23,8 @@ def refusal(path: Path, *overrides: str) -> str:
         ("clusters={}", "clusters: unknown key; did you mean 'cluster'?"),
         # the right key in the wrong section
         ("sft.group_size=4", "sft.group_size: unknown key; did you mean 'group_size'?"),
+        # the right key, one level too high
+        ("rl.clip_low=0.1", "rl.clip_low: unknown key; did you mean 'rl.loss.clip_low'?"),
         ("telemetry.zzzz=4", "telemetry.zzzz: unknown key; known here: project, trackers"),
     ],
 )
@@ -147,6 +149,31 @@ def test_backends_that_contradict_the_run(run_file: Path, backend: str, words: s
 )
 def test_objectives_that_cannot_be(run_file: Path, overrides: list[str], words: str) -> None:
     assert words in refusal(run_file, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rl.loss=ppo"], "rl.loss: Input tag 'ppo'"),
+        (["rl.loss={kind: gspo, clip_hi: 1}"], "clip_hi: unknown key; did you mean 'clip_high'?"),
+        (["rl.loss={kind: reinforce, clip_low: 0.1}"], "rl.loss.reinforce.clip_low: unknown key"),
+        (["rl.kl={coefficient: 0.1, estimator: k1}"], "rl.kl: estimator=k1 in the loss has a grad"),
+        (["rl.overlong.buffer_tokens=200"], "buffer_tokens=200 is more than max_tokens=128"),
+        (["rl.mismatch_correction.low=1.5"], "rl.mismatch_correction.low: "),
+        (["rl.mismatch_correction.high=0.9"], "rl.mismatch_correction.high: "),
+        (["rl.updates_per_batch=3"], "rl.updates_per_batch=3 updates of cluster.num_trainers=2"),
+    ],
+)
+def test_rl_losses_that_cannot_be(run_file: Path, overrides: list[str], words: str) -> None:
+    assert words in refusal(run_file, *overrides)
+
+
+def test_rl_losses_by_name_and_in_full(run_file: Path) -> None:
+    assert load_run(run_file, ["rl.loss=gspo"]).rl.loss.clip_high == 4e-4
+    loss = load_run(run_file, ["rl.loss={kind: cispo, clip_high: 3}"]).rl.loss
+    assert (loss.kind, loss.clip_low, loss.clip_high) == ("cispo", 1.0, 3.0)
+    load_run(run_file, ["rl.kl={coefficient: 0.1, estimator: k1, placement: reward}"])
+    assert load_run(run_file, ["rl.mismatch_correction.level=off"]).rl.mismatch_correction.high == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""What an RL step leaves to look at."""
+
+from collections.abc import Mapping, Sequence
+
+from pear_ray.algorithms import advantages, mismatch
+from pear_ray.distributed.rl_advantages import reward_tensors
+from pear_ray.distributed.rl_rollouts import is_errored
+from pear_ray.distributed.train_group import Laps
+from pear_ray.records import FinishReason, RolloutGroup
+
+
+def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """What the step's metrics need of this rank's rollouts."""
+    rollouts = [one for group in groups for one in group.rollouts]
+    judged = [one for one in rollouts if not is_errored(one)]
+    completions = [one.completion for one in rollouts]
+    return {
+        "rollouts": len(rollouts),
+        "judged": len(judged),
+        "reward": sum(one.reward.value for one in judged),
+        "completion_tokens": sum(len(each.token_ids) for each in completions),
+        "truncated": sum(each.finish_reason is FinishReason.LENGTH for each in completions),
+        "surprise": -sum(sum(each.behavior_logprobs) for each in completions),
+        "groups": len(groups),
+        "degenerate": advantages.degenerate_group_fraction(*reward_tensors(groups)) * len(groups),
+    }
+
+
+def lap_times(laps: Laps) -> dict[str, float]:
+    """The slowest rank's time counts: the others wait for it."""
+    return {f"max/time/{phase}_s": seconds for phase, seconds in laps.seconds.items()}
+
+
+def step_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """The step's metrics from the sums of all ranks and updates."""
+    tokens, rollouts = sums["completion_tokens"], sums["rollouts"]
+    times = {key.removeprefix("max/"): value for key, value in sums.items() if "max/time/" in key}
+    step_s = sum(times.values())
+    return {
+        "rl/reward/mean": sums["reward"] / max(1.0, sums["judged"]),
+        "rl/errored_fraction": 1 - sums["judged"] / rollouts,
+        "rl/completion_length/mean": tokens / rollouts,
+        "rl/truncated_fraction": sums["truncated"] / rollouts,
+        # The mean surprise of sampled tokens estimates the policy's entropy without bias.
+        "rl/entropy": sums["surprise"] / tokens,
+        "rl/degenerate_group_fraction": sums["degenerate"] / sums["groups"],
+        **_update_metrics(sums),
+        **_mismatch_metrics(sums),
+        "rl/tokens_per_s": tokens / step_s,
+        **times,
+        "time/step_s": step_s,
+    }
+
+
+def _update_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Of the policy loss and what is added to it; fractions and means over tokens that train."""
+    trained = max(1.0, sums["trained_tokens"])
+    low, high = sums["clipped_low"] / trained, sums["clipped_high"] / trained
+    metrics = {
+        "rl/loss": sums["loss"] / sums["updates"],
+        "rl/grad_norm": sums["grad_norm"] / sums["updates"],
+        "rl/clip_fraction": low + high,
+        "rl/clip_fraction/low": low,
+        "rl/clip_fraction/high": high,
+        "rl/ratio/max": sums.get("max/ratio", 1.0),
+        "rl/ratio/min": sums.get("min/ratio", 1.0),
+    }
+    if "kl" in sums:
+        metrics["rl/kl"] = sums["kl"] / trained
+    if "entropy" in sums:
+        metrics["rl/entropy/exact"] = sums["entropy"] / trained
+    return metrics
+
+
+def _mismatch_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Of sampler against trainer, over all tokens; of the correction, over those that train."""
+    gaps = mismatch.finalise_mismatch(sums)
+    trained = max(1.0, sums["trained_tokens"])
+    squared = sums["correction_weight_squared"]
+    effective = sums["correction_weight"] ** 2 / squared if squared else 0.0
+    return {
+        "rl/mismatch/mean_gap": gaps["abs_gap/mean"],
+        "rl/mismatch/max_gap": gaps["abs_gap/max"],
+        "rl/mismatch/ess_fraction": gaps["ess_fraction"],
+        "rl/mismatch_kl": gaps["mismatch_kl_k3"],
+        "rl/correction/masked_fraction": sums["correction_masked"] / trained,
+        "rl/correction/bounded_fraction": sums["correction_bounded"] / trained,
+        "rl/correction/weight/mean": sums["correction_weight"] / trained,
+        "rl/correction/ess_fraction": effective / trained,
+    }
