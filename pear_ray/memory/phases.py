@@ -45,6 +45,9 @@ PADDED_NOTE = (
     "layer a row of the longest row's length in numbers for each token"
 )
 CUDA_NOTE = "not measured on a GPU: the CUDA context, NCCL's buffers and fragmentation come on top"
+REFERENCE_NOTE = (
+    "rl.kl keeps a frozen copy of the policy, split like it, whose parameters are not counted here"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +239,8 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
     notes = _training_notes(config, shape)
+    if config.rl.kl.coefficient:
+        notes = (*notes, REFERENCE_NOTE)
     return _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
 
 
