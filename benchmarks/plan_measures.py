@@ -201,7 +201,7 @@ def read_positions(model: str) -> int:
 def imported(kind: str) -> dict[str, float]:
     """Resident memory of a process of this kind with no model, or an engine with a tiny one."""
     if kind == "verifier":
-        from pear_ray.config.problems import RewardConfig
+        from pear_ray.config.rewards import RewardConfig
         from pear_ray.tasks.reward_pool import RewardPool
 
         pool = RewardPool(RewardConfig(num_processes=1))

@@ -5,12 +5,15 @@ from pathlib import Path
 
 from pear_ray import pipeline, preflight
 from pear_ray.artifacts.run_dir import check_owner, run_path
-from pear_ray.config.run import RunConfig
+from pear_ray.config.problems import FileProblems
+from pear_ray.config.rewards import describe as describe_rewards
+from pear_ray.config.run import RunConfig, verified_sections
 from pear_ray.distributed.capacity import check_capacity, demand
 from pear_ray.errors import InputError
 from pear_ray.machine import memory_bytes
 from pear_ray.memory.items import Verdict, summary
 from pear_ray.memory.phases import Memory, plan_phases, read_shapes
+from pear_ray.tasks.problem_sets import num_problems
 
 
 def describe(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path] = ()) -> str:
@@ -40,6 +43,9 @@ def describe(config: RunConfig, *, only: str | None = None, reuse_from: Sequence
         "",
         "batches",
         *_batch_lines(config),
+        "",
+        "rewards",
+        *_reward_lines(config),
         "",
         "devices",
         *_device_lines(config),
@@ -75,11 +81,24 @@ def _batch_lines(config: RunConfig) -> Iterator[str]:
         f"per step = {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
         f"{prompts * rl.group_size * rl.num_steps} rollouts"
     )
-    problems, samples = evaluate.problems.size, evaluate.num_samples
+    problems, samples = num_problems(evaluate.problems), evaluate.num_samples
     yield (
         f"  evaluate  {problems} problems x {samples} samples x 3 checkpoints = "
         f"{problems * samples * 3}"
     )
+
+
+def _reward_lines(config: RunConfig) -> Iterator[str]:
+    """Where each stage's problems come from, and what verifies them."""
+    for stage, each in verified_sections(config).items():
+        problems, rewards = each.problems, each.rewards
+        source = (
+            problems.path
+            if isinstance(problems, FileProblems)
+            else ", ".join(game.name for game in problems.games)
+        )
+        terms = describe_rewards(rewards)
+        yield f"  {stage:<9} {num_problems(problems)} problems of {source}: {terms}"
 
 
 def _device_lines(config: RunConfig) -> Iterator[str]:

@@ -21,6 +21,7 @@ from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.preflight import Models
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
+from pear_ray.tasks.problem_sets import content_of
 from pear_ray.telemetry.live import LiveView
 from pear_ray.telemetry.metrics_log import (
     METRICS_FILE,
@@ -81,6 +82,7 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
         add(
             "collect",
             [tree["corpus"], engine, config.seed],
+            **content_of(config.corpus.problems),
             behavior=models.behavior_fingerprint,
             policy=models.policy_fingerprint,
         )
@@ -91,8 +93,15 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
         behavior=models.behavior_fingerprint,
     )
     add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
-    add("rl", [tree["rl"], group], sft=found["sft"])
-    add("evaluate", [tree["evaluate"], engine, config.seed], sft=found["sft"], rl=found["rl"])
+    add("rl", [tree["rl"], group], sft=found["sft"], **content_of(config.rl.problems))
+    evaluated = content_of(config.evaluate.problems)
+    add(
+        "evaluate",
+        [tree["evaluate"], engine, config.seed],
+        sft=found["sft"],
+        rl=found["rl"],
+        **evaluated,
+    )
     add("report", tree["name"], **found)
     add(
         "diagnose",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus
+from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.parts import find_parts
 from pear_ray.engines.model_files import (
@@ -20,8 +21,11 @@ from pear_ray.engines.model_files import (
     vocab_size,
     vocabulary_fingerprint,
 )
-from pear_ray.errors import ConfigError, InputError
+from pear_ray.errors import ConfigError, InputError, RewardError
 from pear_ray.records import Problem
+from pear_ray.tasks.components import check_math_installed
+from pear_ray.tasks.problem_sets import check_verifiable, evaluation_problems, make_problems
+from pear_ray.tasks.reward_pool import RewardPool
 
 T = TypeVar("T")
 
@@ -130,13 +134,16 @@ def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> 
 
     Raises:
         ConfigError: A game or parameter is unknown, or there are too few problems.
-        InputError: A prompt leaves no room for its completion.
+        ConfigError: A verifier cannot be loaded.
+        InputError: A problem cannot be used or verified, or its prompt leaves no room for its
+            completion.
     """
     # Loading a tokenizer takes seconds: only what will run pays for it.
     from pear_ray.engines.chat import ChatTokenizer  # noqa: PLC0415
 
     chat = ChatTokenizer(policy)
-    for key, problems, max_tokens in _problem_sets(config, stages):
+    for key, problems, max_tokens, rewards in _problem_sets(config, stages):
+        _check_rewards(key, problems, rewards)
         lengths = [len(chat.prompt_ids(problem.question)) for problem in problems]
         longest = max(range(len(lengths)), key=lengths.__getitem__)
         if lengths[longest] + max_tokens > config.models.max_model_len:
@@ -148,26 +155,44 @@ def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> 
             )
 
 
+def _check_rewards(key: str, problems: list[Problem], rewards: RewardConfig) -> None:
+    """See that verifiers load, as they will in the stage, and have what they compare with."""
+    _naming(key, lambda: check_verifiable(problems, rewards))
+    kinds = {component.kind for component in rewards.components}
+    if "math" in kinds:
+        check_math_installed()
+    if "function" in kinds:  # importing it here would run the user's module in this process
+        with RewardPool(rewards.model_copy(update={"num_processes": 1})) as pool:
+            _naming(f"{key.split('.', maxsplit=1)[0]}.rewards", pool.wait_until_ready)
+
+
 def _problem_sets(
     config: RunConfig, stages: Collection[str]
-) -> Iterator[tuple[str, list[Problem], int]]:
-    from pear_ray.tasks.games import make_problems  # noqa: PLC0415 - reasoning-gym takes seconds
-    from pear_ray.tasks.held_out import evaluation_problems  # noqa: PLC0415
-
-    if "collect" in stages and isinstance(config.corpus, SampledCorpus):
-        made = make_problems(config.corpus.problems)
-        yield "corpus.problems", made, config.corpus.max_tokens
+) -> Iterator[tuple[str, list[Problem], int, RewardConfig]]:
+    corpus, rl, evaluate = config.corpus, config.rl, config.evaluate
+    if "collect" in stages and isinstance(corpus, SampledCorpus):
+        made = _naming("corpus.problems", lambda: make_problems(corpus.problems))
+        yield "corpus.problems", made, corpus.max_tokens, corpus.rewards
     if "rl" in stages:
-        yield "rl.problems", make_problems(config.rl.problems), config.rl.max_tokens
-    if "evaluate" in stages:
-        yield "evaluate.problems", evaluation_problems(config), config.evaluate.max_tokens
+        made = _naming("rl.problems", lambda: make_problems(rl.problems))
+        yield "rl.problems", made, rl.max_tokens, rl.rewards
+    wanted = [each.pass_at_k for each in (rl, config.sft) if each.pass_at_k is not None]
+    if "evaluate" in stages or wanted:
+        made = _naming("evaluate.problems", lambda: evaluation_problems(config))
+        most = max((each.num_problems or 0 for each in wanted), default=0)
+        if most > len(made):
+            raise ConfigError(
+                f"pass_at_k.num_problems={most} wants more than the {len(made)} problems of "
+                "evaluate.problems; lower it, or leave it out for all"
+            )
+        yield "evaluate.problems", made, evaluate.max_tokens, evaluate.rewards
 
 
 def _naming(key: str, resolve: Callable[[], T]) -> T:
     """`resolve()`, with `key` in front of what it refuses."""
     try:
         return resolve()
-    except (ConfigError, InputError) as error:
+    except (ConfigError, InputError, RewardError) as error:
         raise type(error)(f"{key}: {error}") from error
 
 

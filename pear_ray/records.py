@@ -1,6 +1,7 @@
 """What crosses a boundary between stages, processes or engines, and its column names."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")  # in order
@@ -27,7 +28,7 @@ class Problem:
     """One prompt with what its verifier needs.
 
     Attributes:
-        problem_id: Unique within a run, stable over reruns: `game/seed/index`.
+        problem_id: Unique within a run, stable over reruns: `game/seed/index`, or `file/row`.
         task: Name of the game or set that the problem comes from.
         question: The user turn, as text.
         entry: The verifier's own record of the problem, as JSON.
@@ -41,11 +42,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A verifier's three-state result. `value` is meaningless when `status` is `ERRORED`."""
+    """A verifier's three-state result. `value` is meaningless when `status` is `ERRORED`.
+
+    Attributes:
+        status: The outcome: correct, wrong, or no verdict. It decides pass@k.
+        value: What is learned from: the weighted sum of the components.
+        detail: Why, for people.
+        components: Each component's own value, by its name; nothing where no sum was made.
+    """
 
     status: RewardStatus
     value: float
     detail: str = ""
+    components: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def type_words(annotation: Any) -> str:
             words = f"list of {type_words(parts[0])}"
         case origin if origin is dict:
             words = "mapping"
-        case _ if all(is_section(part) for part in parts):
+        case _ if all(is_section(bare(part)) for part in parts):
             words = "section, one of several kinds"
         case _:
             words = " | ".join(type_words(part) for part in parts)
@@ -121,6 +121,11 @@ def type_words(annotation: Any) -> str:
 def is_section(annotation: Any) -> bool:
     """Whether `annotation` is a class of ours, and not a type expression or a plain type."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def bare(annotation: Any) -> Any:
+    """`annotation` without what it is annotated with, such as the tag of a union's choice."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def flattened(metadata: tuple[Any, ...]) -> list[Any]:
@@ -150,6 +155,9 @@ def default_of(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         kind = getattr(value, "kind", None)
         return f"`kind: {kind}`" if kind else "its defaults"
+    if isinstance(value, list) and all(isinstance(item, BaseModel) for item in value):
+        kinds = ", ".join(f"{{kind: {item.model_dump()['kind']}}}" for item in value)
+        return f"`[{kinds}]`"
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from pear_ray.config.base import Section
-from pear_ray.config.problems import ProblemSetConfig, RewardConfig
+from pear_ray.config.problems import ProblemSetConfig
+from pear_ray.config.rewards import RewardConfig
 
 
 class EvaluateConfig(Section):

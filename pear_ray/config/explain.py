@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
     """A line per problem of a config whose outermost section is `root`."""
     for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "the run"
+        # A problem set's tag is no key of the file.
+        loc = tuple(part for part in problem["loc"] if not str(part).startswith("kind="))
+        where = ".".join(str(part) for part in loc) or "the run"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"unknown key{_did_you_mean(problem['loc'], root)}"

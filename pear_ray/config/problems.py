@@ -1,10 +1,12 @@
-"""Where prompts with verifiable answers come from."""
+"""Where prompts with verifiable answers come from: games, or a file of the user's own."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator
 
 from pear_ray.config.base import Section
+
+PROMPT_MARK = "{prompt}"
 
 
 class GameConfig(Section):
@@ -19,9 +21,10 @@ class GameConfig(Section):
     """This game's share of the set, relative to the other games' shares."""
 
 
-class ProblemSetConfig(Section):
+class GameProblems(Section):
     """A deterministic set of problems: the same config always makes the same problems."""
 
+    kind: Literal["games"] = "games"
     games: Annotated[list[GameConfig], Field(min_length=1)]
     """The games to mix, interleaved by share."""
     size: Annotated[int, Field(gt=0)]
@@ -31,12 +34,59 @@ class ProblemSetConfig(Section):
     ones."""
 
 
-class RewardConfig(Section):
-    """How completions are verified: in killable processes, three-state."""
+class ProblemColumns(Section):
+    """What a problem file calls its columns. All others join the metadata."""
 
-    num_processes: Annotated[int, Field(gt=0)] = 1
-    """Verifier processes per worker."""
-    deadline_s: Annotated[float, Field(gt=0)] = 10.0
-    """A verifier that runs longer is killed and its reward is `errored`."""
-    max_errored_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """A step with a larger share of errored rewards stops the run."""
+    prompt: str = "prompt"
+    """Text of the user's turn."""
+    answer: str = "answer"
+    """What the verifier compares with, as text or number; needed by `exact`, `math` and `regex`
+    alone."""
+    metadata: str = "metadata"
+    """A mapping for the verifier, such as unit tests (optional)."""
+    id: str = "id"
+    """The problem's own id, unique in the file (optional; file and row number without it)."""
+
+
+class FileProblems(Section):
+    """Problems of a file, in its order."""
+
+    kind: Literal["file"]
+    path: str
+    """A JSONL or Parquet file; every node must reach it."""
+    format: Literal["auto", "jsonl", "parquet"] = "auto"
+    """What the file is; `auto` goes by its ending."""
+    columns: ProblemColumns = ProblemColumns()
+    """What the file calls its columns."""
+    prompt_template: str = PROMPT_MARK
+    """The user's turn, with `{prompt}` where the column's text goes: say there how to answer."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Problems left out at the file's beginning: with `size`, one file gives a set to train on and
+    another to evaluate on."""
+    size: Annotated[int, Field(gt=0)] | None = None
+    """How many problems. None: all that are left."""
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _has_the_prompt(cls, template: str) -> str:
+        if PROMPT_MARK not in template:
+            raise ValueError(f"{template!r} has no {PROMPT_MARK}, so that all prompts are the same")
+        return template
+
+
+def _kind(value: Any) -> str | None:
+    """The union's tag; games need not say that they are games."""
+    if isinstance(value, dict):
+        found = value.get("kind", "games")
+        return f"kind={found}" if isinstance(found, str) else None
+    return f"kind={value.kind}" if isinstance(value, GameProblems | FileProblems) else None
+
+
+ProblemSetConfig = Annotated[
+    Annotated[GameProblems, Tag("kind=games")] | Annotated[FileProblems, Tag("kind=file")],
+    Discriminator(
+        _kind,
+        custom_error_type="problem_set_kind",
+        custom_error_message="kind of a problem set is `games` or `file`",
+    ),
+]

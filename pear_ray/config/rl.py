@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from pear_ray.config.base import Section
 from pear_ray.config.evaluate import PassAtKConfig
-from pear_ray.config.problems import ProblemSetConfig, RewardConfig
+from pear_ray.config.problems import ProblemSetConfig
+from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.rl_losses import (
     GrpoLoss,
     KlConfig,

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pear_ray.config.backends import PARAMETERS_SPLIT
 from pear_ray.config.base import Section
-from pear_ray.config.corpus import CorpusConfig, ScoreConfig
+from pear_ray.config.corpus import CorpusConfig, SampledCorpus, ScoreConfig
 from pear_ray.config.evaluate import EvaluateConfig
 from pear_ray.config.explain import explain
 from pear_ray.config.rl import RlConfig
@@ -170,15 +170,33 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _games_have_their_verifier(self) -> "RunConfig":
+        for stage, each in verified_sections(self).items():
+            kinds = [component.kind for component in each.rewards.components]
+            if each.problems.kind == "file" and "game" in kinds:
+                raise ValueError(
+                    f"{stage}.problems are of a file, and {stage}.rewards.components has kind "
+                    "game, which verifies games alone; name another, e.g. "
+                    f"{stage}.rewards.components=[{{kind: exact}}]"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _enough_problems(self) -> "RunConfig":
         size = self.evaluate.problems.size
         for stage, settings in (("sft", self.sft.pass_at_k), ("rl", self.rl.pass_at_k)):
-            if settings is not None and (settings.num_problems or 0) > size:
+            if size and settings is not None and (settings.num_problems or 0) > size:
                 raise ValueError(
                     f"{stage}.pass_at_k.num_problems={settings.num_problems} wants more than the "
                     f"evaluate.problems.size={size} there are; lower it, or leave it out for all"
                 )
         return self
+
+
+def verified_sections(config: RunConfig) -> dict[str, SampledCorpus | RlConfig | EvaluateConfig]:
+    """The sections with problems and rewards, by key."""
+    sampled = {"corpus": config.corpus} if isinstance(config.corpus, SampledCorpus) else {}
+    return {**sampled, "rl": config.rl, "evaluate": config.evaluate}
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -15,10 +15,11 @@ from pear_ray.distributed.samplers import SamplerPool
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.engines.vllm.spec import Sampling
-from pear_ray.errors import InputError, RewardError
+from pear_ray.errors import InputError
 from pear_ray.records import Completion, FinishReason, Problem, Reward, RewardStatus
-from pear_ray.tasks.games import make_problems
+from pear_ray.tasks.problem_sets import make_problems
 from pear_ray.tasks.reward_pool import RewardPool
+from pear_ray.tasks.reward_totals import check_errored, first_error
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -120,13 +121,13 @@ def check_verdicts(corpus: SampledCorpus, answered: Sequence[Answered]) -> None:
         RewardError: They could not.
     """
     verdicts = [verdict for each in answered for verdict in each.verdicts]
-    errored = [v.detail for v in verdicts if v.status is RewardStatus.ERRORED]
-    if len(errored) > corpus.rewards.max_errored_fraction * len(verdicts):
-        raise RewardError(
-            f"{len(errored) / len(verdicts):.1%} of the corpus's rewards could not be computed "
-            f"(corpus.rewards.max_errored_fraction={corpus.rewards.max_errored_fraction:g}); "
-            f"the first: {errored[0]}"
-        )
+    check_errored(
+        errored=sum(verdict.status is RewardStatus.ERRORED for verdict in verdicts),
+        total=len(verdicts),
+        limit=corpus.rewards.max_errored_fraction,
+        key="corpus.rewards",
+        first=first_error(verdicts),
+    )
 
 
 def corpus_rows(answered: Answered, *, keep: str) -> Iterator[dict[str, Any]]:

@@ -19,8 +19,8 @@ from pear_ray.engines.trainer import Trainer
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS, Sampling
 from pear_ray.engines.weights import MAX_GAP, load_checkpoint
 from pear_ray.records import Problem
-from pear_ray.tasks.held_out import evaluation_problems
 from pear_ray.tasks.judging import Judged, judge, summarise
+from pear_ray.tasks.problem_sets import evaluation_problems
 from pear_ray.tasks.reward_pool import RewardPool
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def evaluation_requests(
 
     Raises:
         ConfigError: The games cannot give that many problems.
+        InputError: A file's problems cannot be used.
     """
     evaluate = config.evaluate
     problems = evaluation_problems(config)[:num_problems]

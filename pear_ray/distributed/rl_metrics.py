@@ -2,28 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 
-from pear_ray.algorithms import advantages, mismatch
-from pear_ray.distributed.rl_advantages import reward_tensors
-from pear_ray.distributed.rl_rollouts import is_errored
+from pear_ray.algorithms import mismatch
 from pear_ray.distributed.train_group import Laps
 from pear_ray.records import FinishReason, RolloutGroup
+from pear_ray.tasks.reward_totals import reward_metrics, reward_sums
 
 
 def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """What the step's metrics need of this rank's rollouts."""
     rollouts = [one for group in groups for one in group.rollouts]
-    judged = [one for one in rollouts if not is_errored(one)]
     completions = [one.completion for one in rollouts]
     return {
         "rollouts": len(rollouts),
-        "judged": len(judged),
-        "reward": sum(one.reward.value for one in judged),
         "completion_tokens": sum(len(each.token_ids) for each in completions),
         "truncated": sum(each.finish_reason is FinishReason.LENGTH for each in completions),
         "surprise": -sum(sum(each.behavior_logprobs) for each in completions),
-        "groups": len(groups),
-        "degenerate": advantages.degenerate_group_fraction(*reward_tensors(groups)) * len(groups),
-    }
+    } | reward_sums([[one.reward for one in group.rollouts] for group in groups])
 
 
 def lap_times(laps: Laps) -> dict[str, float]:
@@ -37,13 +31,11 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     times = {key.removeprefix("max/"): value for key, value in sums.items() if "max/time/" in key}
     step_s = sum(times.values())
     return {
-        "rl/reward/mean": sums["reward"] / max(1.0, sums["judged"]),
-        "rl/errored_fraction": 1 - sums["judged"] / rollouts,
+        **{f"rl/{name}": value for name, value in reward_metrics(sums).items()},
         "rl/completion_length/mean": tokens / rollouts,
         "rl/truncated_fraction": sums["truncated"] / rollouts,
         # The mean surprise of sampled tokens estimates the policy's entropy without bias.
         "rl/entropy": sums["surprise"] / tokens,
-        "rl/degenerate_group_fraction": sums["degenerate"] / sums["groups"],
         **_update_metrics(sums),
         **_mismatch_metrics(sums),
         "rl/tokens_per_s": tokens / step_s,

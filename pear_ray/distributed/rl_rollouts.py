@@ -12,10 +12,10 @@ from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.trainer import gather_over_ranks
 from pear_ray.engines.vllm.engine import VllmEngine
 from pear_ray.engines.vllm.spec import Sampling
-from pear_ray.errors import RewardError
 from pear_ray.records import Completion, Problem, RewardStatus, Rollout, RolloutGroup
-from pear_ray.tasks.games import make_problems
+from pear_ray.tasks.problem_sets import make_problems
 from pear_ray.tasks.reward_pool import RewardPool
+from pear_ray.tasks.reward_totals import check_errored, first_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +94,13 @@ class RolloutMaker:
         """
         mine = [one for group in groups for one in group.rollouts]
         gathered = gather_over_ranks({"rollouts": len(mine), "errored": sum(map(is_errored, mine))})
-        errored = sum(each["errored"] for each in gathered)
-        total = sum(each["rollouts"] for each in gathered)
-        if errored > self.config.rewards.max_errored_fraction * total:
-            detail = next((one.reward.detail for one in mine if is_errored(one)), "on another rank")
-            raise RewardError(
-                f"{errored:g} of {total:g} rewards of this step could not be computed "
-                f"(rl.rewards.max_errored_fraction={self.config.rewards.max_errored_fraction:g}); "
-                f"the first: {detail}"
-            )
+        check_errored(
+            errored=sum(each["errored"] for each in gathered),
+            total=sum(each["rollouts"] for each in gathered),
+            limit=self.config.rewards.max_errored_fraction,
+            key="rl.rewards",
+            first=first_error(one.reward for one in mine),
+        )
 
     def _my_problems(self, step: int) -> list[tuple[int, Problem]]:
         """This rank's problems of the step, each with its place in the endless seeded order."""

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from pear_ray.config.problems import GameConfig, ProblemSetConfig
+from pear_ray.config.problems import GameConfig, GameProblems
 from pear_ray.records import RewardStatus
-from pear_ray.tasks.games import make_problems
+from pear_ray.tasks.games import make_game_problems
 from pear_ray.tasks.verifiers import verify
 
 NUM_SAMPLES = 8
@@ -20,7 +20,7 @@ def measure(
 ) -> dict[str, float]:
     """Pass@1 (the mean over samples), pass@8, and mean completion length in tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    problems = make_problems(ProblemSetConfig(games=[game], size=num_problems, seed=seed))
+    problems = make_game_problems(GameProblems(games=[game], size=num_problems, seed=seed))
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": problem.question}],

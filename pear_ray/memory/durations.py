@@ -18,6 +18,7 @@ from pear_ray.memory.engine import DTYPE_BYTES
 from pear_ray.memory.model_shape import ModelShape
 from pear_ray.memory.pace import Pace
 from pear_ray.memory.phases import ModelShapes
+from pear_ray.tasks.problem_sets import num_problems
 
 FORWARDS_PER_STEP, FORWARDS_WHEN_CHECKPOINTING = 3, 4
 NUM_CHECKPOINTS = 3  # that `evaluate` samples from: base, SFT, RL
@@ -80,7 +81,7 @@ def plan_durations(
     decode = _Decoding(config, pace, workload)
     phases: dict[str, list[Part]] = {}
     if isinstance(corpus, SampledCorpus):
-        sequences = corpus.problems.size * corpus.samples_per_problem
+        sequences = num_problems(corpus.problems) * corpus.samples_per_problem
         phases["collect"] = decode.parts(
             largest, sequences, corpus.max_tokens, engines=cluster.num_samplers
         )
@@ -92,7 +93,7 @@ def plan_durations(
     phases["rl"] = _rl(config, policy, decode, workload, pace)
     phases["evaluate"] = decode.parts(
         policy,
-        NUM_CHECKPOINTS * evaluate.problems.size * evaluate.num_samples,
+        NUM_CHECKPOINTS * num_problems(evaluate.problems) * evaluate.num_samples,
         evaluate.max_tokens,
         engines=cluster.num_samplers,
     )
@@ -108,7 +109,7 @@ def num_rows(config: RunConfig, workload: Workload) -> int:
     if workload.num_rows is not None:
         return workload.num_rows
     if isinstance(config.corpus, SampledCorpus):
-        return config.corpus.problems.size * config.corpus.samples_per_problem
+        return num_problems(config.corpus.problems) * config.corpus.samples_per_problem
     return ROWS_WITHOUT_NUMBER
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.objectives import reference_top_k
-from pear_ray.config.problems import RewardConfig
+from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.engines.vllm.spec import GATHERED_BYTES, MAX_NUM_SEQS
 from pear_ray.memory.activations import (

@@ -70,7 +70,10 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
                 num_steps=len(checkpoints),
             )
     write_rows(stage_dir / "samples.parquet", rows, EVALUATION_SAMPLES)
-    write_json(stage_dir / "results.json", _settings(evaluate) | {"checkpoints": results})
+    write_json(
+        stage_dir / "results.json",
+        _settings(evaluate, num_problems=len(asked.problems)) | {"checkpoints": results},
+    )
     return manifest.complete(
         stage_dir,
         counts={
@@ -108,9 +111,9 @@ def _sample_rows(
     return rows
 
 
-def _settings(evaluate: EvaluateConfig) -> dict[str, Any]:
+def _settings(evaluate: EvaluateConfig, *, num_problems: int) -> dict[str, Any]:
     return {
-        "num_problems": evaluate.problems.size,
+        "num_problems": num_problems,
         "num_samples": evaluate.num_samples,
         "temperature": evaluate.temperature,
         "max_tokens": evaluate.max_tokens,

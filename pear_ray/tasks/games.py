@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from pear_ray.config.problems import GameConfig, ProblemSetConfig
+from pear_ray.config.problems import GameConfig, GameProblems
 from pear_ray.errors import ConfigError
 from pear_ray.records import Problem
 
@@ -20,7 +20,7 @@ MAX_REPEATS_IN_A_ROW = 1_000
 RESERVED_PARAMS = ("seed", "size")
 
 
-def make_problems(config: ProblemSetConfig, exclude: Collection[Problem] = ()) -> list[Problem]:
+def make_game_problems(config: GameProblems, exclude: Collection[Problem] = ()) -> list[Problem]:
     """Distinct problems in a fixed order, the games interleaved by their shares.
 
     A larger `size` only appends: the first problems stay the same, ids included.
@@ -56,14 +56,7 @@ def make_problems(config: ProblemSetConfig, exclude: Collection[Problem] = ()) -
     return problems
 
 
-def problems_disjoint_from(
-    training: ProblemSetConfig, held_out: ProblemSetConfig, *, exclude: Collection[Problem] = ()
-) -> list[Problem]:
-    """The problems of `held_out`, none of whose questions occur in `training` or `exclude`."""
-    return make_problems(held_out, exclude=[*make_problems(training), *exclude])
-
-
-def _turns(config: ProblemSetConfig) -> list[int]:
+def _turns(config: GameProblems) -> list[int]:
     """Which game each position of the set takes: always the one furthest behind its share."""
     total = sum(game.share for game in config.games)
     counts = [0] * len(config.games)

@@ -10,6 +10,7 @@ from pear_ray.config.evaluate import EvaluateConfig
 from pear_ray.errors import RewardError
 from pear_ray.records import Completion, FinishReason, Problem, Reward, RewardStatus
 from pear_ray.tasks.reward_pool import RewardPool
+from pear_ray.tasks.reward_totals import check_errored, first_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +66,13 @@ def summarise(
     """
     rewards = [one.reward for group in groups for one in group]
     errored = [reward for reward in rewards if reward.status is RewardStatus.ERRORED]
-    if len(errored) > evaluate.rewards.max_errored_fraction * len(rewards):
-        raise RewardError(
-            f"{len(errored)} of {len(rewards)} rewards could not be computed; the first: "
-            f"{errored[0].detail}"
-        )
+    check_errored(
+        errored=len(errored),
+        total=len(rewards),
+        limit=evaluate.rewards.max_errored_fraction,
+        key="evaluate.rewards",
+        first=first_error(rewards),
+    )
     counts: list[tuple[int, int]] = []
     for group in groups:
         status = [one.reward.status for one in group]

@@ -11,13 +11,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from pear_ray.config.problems import RewardConfig
+from pear_ray.config.rewards import RewardConfig, describe
 from pear_ray.errors import ConfigError, RewardError
 from pear_ray.records import Problem, Reward, RewardStatus
-from pear_ray.tasks.verifiers import GAME_VERIFIER
 
 MAX_CHUNK_ITEMS = 32
 """Items per message: amortises the pipe and still spreads a slow batch over processes."""
@@ -28,6 +28,7 @@ MAX_LOST_IN_A_ROW = 3
 EXIT_WAIT_S = 0.2
 """How long a closing process has to see end-of-file before it is killed."""
 
+_COMMAND = (sys.executable, "-m", "pear_ray.tasks.reward_worker")
 _READ_BYTES = 1 << 16
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _FOREVER_S = 1e6  # a selector cannot wait for infinity
@@ -40,17 +41,11 @@ class RewardPool:
     which inside a Ray worker is Ray's own, and its fork would copy a live CUDA context.
     """
 
-    def __init__(self, config: RewardConfig, *, verifier: str = GAME_VERIFIER) -> None:
-        """Starts the processes.
-
-        Args:
-            config: How many processes, and the deadline of one item.
-            verifier: `module:function` of a function (Problem, completion text) -> Reward.
-        """
-        self._deadline_s = config.deadline_s
-        self._verifier = verifier
+    def __init__(self, config: RewardConfig) -> None:
+        """Starts the processes, each with the verifiers and limits of `config`."""
+        self._config = config
         self._lost_in_a_row = 0
-        self._processes = [_Process(verifier) for _ in range(config.num_processes)]
+        self._processes = [_Process(config) for _ in range(config.num_processes)]
 
     def __enter__(self) -> "RewardPool":
         """The pool itself."""
@@ -70,6 +65,18 @@ class RewardPool:
         for process in self._processes:
             process.close()
         self._processes = []
+
+    def wait_until_ready(self) -> None:
+        """Waits until a process has loaded its verifiers; on a new pool, a check that they load.
+
+        Raises:
+            ConfigError: A verifier cannot be loaded.
+            RewardError: Processes die or hang in loading.
+        """
+        while not any(process.ready for process in self._processes):
+            self._read_any()
+            for slot in range(len(self._processes)):
+                self._settle(slot, {}, deque())
 
     def verify_all(self, pairs: Sequence[tuple[Problem, str]]) -> list[Reward]:
         """One reward per (problem, completion text), in order.
@@ -101,7 +108,7 @@ class RewardPool:
             # Answers left in the pipes would be taken for the next call's items.
             self.close()
             raise
-        return [rewards[index] for index in range(len(pairs))]
+        return [_named(problem, rewards[index]) for index, (problem, _) in enumerate(pairs)]
 
     def _read_any(self) -> None:
         """Waits until a process says something, dies, or reaches its deadline."""
@@ -127,7 +134,8 @@ class RewardPool:
         if process.dead:
             detail = process.how_it_ended()
         else:
-            detail = f"was killed after {elapsed_s:.1f} s (rewards.deadline_s={self._deadline_s:g})"
+            limit = f"rewards.deadline_s={self._config.deadline_s:g}"
+            detail = f"was killed after {elapsed_s:.1f} s ({limit})"
         process.kill()
         if process.begun and process.in_flight:
             stuck = process.in_flight.popleft()
@@ -140,24 +148,32 @@ class RewardPool:
                 raise RewardError(
                     f"{self._lost_in_a_row} verifier processes in a row were lost with nothing "
                     f"verified; the last one {detail}; see its traceback on stderr, and check that "
-                    f"`{self._verifier}` imports within {START_DEADLINE_S:.0f} s"
+                    f"the verifiers of rewards.components ({describe(self._config)}) load within "
+                    f"{START_DEADLINE_S:.0f} s and rewards.memory_bytes={self._config.memory_bytes}"
                 )
-        self._processes[slot] = _Process(self._verifier)
+        self._processes[slot] = _Process(self._config)
 
     def _limit_s(self, process: "_Process") -> float:
         """How long the process may stay silent in its present state."""
         if not process.ready:
             return START_DEADLINE_S
-        return self._deadline_s if process.in_flight else _FOREVER_S
+        return self._config.deadline_s if process.in_flight else _FOREVER_S
+
+
+def _named(problem: Problem, reward: Reward) -> Reward:
+    """The reward; an errored one says whose it is, since the run may end with it as its message."""
+    if reward.status is not RewardStatus.ERRORED:
+        return reward
+    return replace(reward, detail=f"problem {problem.problem_id}: {reward.detail}")
 
 
 class _Process:
     """One verifier process, its pipes, and the items it was sent and has not answered."""
 
-    def __init__(self, verifier: str) -> None:
+    def __init__(self, config: RewardConfig) -> None:
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._popen = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
-            [sys.executable, "-m", "pear_ray.tasks.reward_worker", verifier, str(os.getpid())],
+            [*_COMMAND, config.model_dump_json(), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
@@ -202,8 +218,8 @@ class _Process:
                 self.begun = message.get("begun", False)
                 self.fatal = message.get("fatal", "")
             else:
-                status, value, detail = message
-                reward = Reward(RewardStatus(status), value, detail)
+                status, *rest = message
+                reward = Reward(RewardStatus(status), *rest)
                 self._answers.append((self.in_flight.popleft(), reward))
 
     def take_answers(self) -> list[tuple[int, Reward]]:

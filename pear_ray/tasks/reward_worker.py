@@ -1,40 +1,43 @@
 """The process a verifier runs in: reads chunks of items, answers each, and may be killed anytime.
 
-Started by the reward pool as `python -m pear_ray.tasks.reward_worker SPEC PARENT_PID`. One JSON
-line in is a chunk `[[problem_id, task, question, entry, completion_text], ...]`; one JSON line out
-per item is `[status, value, detail]`, written as soon as it is known, so that the parent always
+Started by the reward pool as `python -m pear_ray.tasks.reward_worker REWARDS PARENT_PID`, where
+REWARDS is the rewards section as JSON. One JSON line in is a chunk
+`[[problem_id, task, question, entry, completion_text], ...]`; one JSON line out per item is
+`[status, value, detail, components]`, written as soon as it is known, so that the parent always
 knows which item is in flight.
 """
 
 import ctypes
 import json
-import math
 import os
 import resource
 import signal
 import sys
+import traceback
+from pathlib import Path
 from typing import IO
 
+from pear_ray.config.rewards import RewardConfig
 from pear_ray.errors import ConfigError
 from pear_ray.records import Problem, Reward, RewardStatus
-from pear_ray.tasks.verifiers import GAME_VERIFIER, Verifier, load_verifier
+from pear_ray.tasks.components import ComponentError, load_verifier
+from pear_ray.tasks.verifiers import Verifier
 
-ADDRESS_SPACE_BYTES = 8 << 30
-"""Per process: thirty times what the games need; a runaway verifier ends in MemoryError."""
-MAX_DETAIL_CHARS = 500
+MAX_DETAIL_CHARS = 1000
+SHOWN_FRAMES = 3
+"""The innermost ones: where a verifier broke is in its own code or just below."""
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
-def main(spec: str, parent_pid: int) -> None:
+def main(rewards: str, parent_pid: int) -> None:
     """Answers chunks until the parent closes its end."""
     _die_with(parent_pid)
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    config = RewardConfig.model_validate_json(rewards)
+    resource.setrlimit(resource.RLIMIT_AS, (config.memory_bytes, config.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = _take_over_stdio()
     try:
-        verifier = load_verifier(spec)
-        if spec == GAME_VERIFIER:
-            _load_games()
+        verifier = load_verifier(config)
     except ConfigError as error:
         _send(answers, {"fatal": str(error)})
         return
@@ -45,24 +48,28 @@ def main(spec: str, parent_pid: int) -> None:
         for problem_id, task, question, entry, completion_text in json.loads(line):
             problem = Problem(problem_id, task, question, entry)
             reward = _reward_of(verifier, problem, completion_text)
-            _send(answers, [str(reward.status), reward.value, reward.detail[:MAX_DETAIL_CHARS]])
+            detail = reward.detail[:MAX_DETAIL_CHARS]
+            _send(answers, [str(reward.status), reward.value, detail, dict(reward.components)])
 
 
 def _reward_of(verifier: Verifier, problem: Problem, completion_text: str) -> Reward:
     # The process boundary: what a verifier raises becomes an ERRORED reward, never a zero.
     try:
-        reward = verifier(problem, completion_text)
+        return verifier(problem, completion_text)
+    except ComponentError as error:
+        cause = error.__cause__ or error
+        return Reward(RewardStatus.ERRORED, 0.0, f"component `{error}`: {_raised(cause)}")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a verifier raises
-        return Reward(RewardStatus.ERRORED, 0.0, f"{type(error).__name__}: {error}")
-    if not isinstance(reward, Reward) or not math.isfinite(reward.value):
-        detail = f"the verifier returned {reward!r}; it must return a Reward with a finite value"
-        return Reward(RewardStatus.ERRORED, 0.0, detail)
-    return reward
+        return Reward(RewardStatus.ERRORED, 0.0, _raised(error))
 
 
-def _load_games() -> None:
-    """Pays the slow import before the first item, so that no deadline counts it."""
-    import reasoning_gym  # noqa: F401, PLC0415
+def _raised(error: BaseException) -> str:
+    """What was raised, then the last lines of its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)[-SHOWN_FRAMES:]
+    # The end of a long message, such as sympy's, is cut, and never the frames.
+    said = f"{type(error).__name__}: {error}"[: MAX_DETAIL_CHARS // 2].rstrip()
+    lines = [f"  {Path(f.filename).name}:{f.lineno} in {f.name}: {f.line}" for f in frames]
+    return "\n".join([said, *lines])
 
 
 def _die_with(parent_pid: int) -> None:

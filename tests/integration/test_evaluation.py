@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_training import job, run_config, scored
 
-from pear_ray.config.problems import RewardConfig
+from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed import evaluation, rl_loop
 from pear_ray.distributed.evaluation import evaluation_requests

@@ -6,11 +6,11 @@ from random import Random
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pear_ray.config.problems import ProblemSetConfig
+from pear_ray.config.problems import GameProblems
 from pear_ray.embedded import embedded_path
 from pear_ray.embedded.lessons import DEMO_GAME
 from pear_ray.embedded.tokenizer import PHRASES
-from pear_ray.tasks.games import make_problems
+from pear_ray.tasks.games import make_game_problems
 
 MAX_PROMPT_TOKENS = 40
 
@@ -44,7 +44,7 @@ def test_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_the_prompt_is_a_prefix_of_the_conversation(tokenizer: PreTrainedTokenizerBase) -> None:
-    for problem in make_problems(ProblemSetConfig(games=[DEMO_GAME], size=20)):
+    for problem in make_game_problems(GameProblems(games=[DEMO_GAME], size=20)):
         user = {"role": "user", "content": problem.question}
         assistant = {"role": "assistant", "content": "4-1=3 <answer>3</answer>"}
         prompt = tokenizer.apply_chat_template(

@@ -5,11 +5,11 @@ from random import Random
 
 import pytest
 
-from pear_ray.config.problems import GameConfig, ProblemSetConfig
+from pear_ray.config.problems import GameConfig, GameProblems
 from pear_ray.embedded.lessons import DEMO_GAME, LETTERS_GAME, WORDS_GAME
 from pear_ray.embedded.solutions import chain_sum, letter_counting, solve, spell_backward
 from pear_ray.records import RewardStatus
-from pear_ray.tasks.games import make_problems
+from pear_ray.tasks.games import make_game_problems
 from pear_ray.tasks.verifiers import verify
 
 RNG = Random(0)
@@ -38,7 +38,7 @@ def test_words() -> None:
 
 @pytest.mark.parametrize("game", [DEMO_GAME, WORDS_GAME, LETTERS_GAME], ids=lambda game: game.name)
 def test_solutions_without_slips_verify(game: GameConfig) -> None:
-    for problem in make_problems(ProblemSetConfig(games=[game], size=50)):
+    for problem in make_game_problems(GameProblems(games=[game], size=50)):
         item = json.loads(problem.entry)["item"]
         text = solve(item, rng=RNG, letters_share=0.5, slip=0.0)
         assert verify(problem, text).status == RewardStatus.OK

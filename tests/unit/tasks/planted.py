@@ -4,11 +4,11 @@ import ctypes
 import os
 import time
 
-from pear_ray.records import Problem, Reward, RewardStatus
+from pear_ray.records import Problem
 
 
-def obey(problem: Problem, completion_text: str) -> Reward:
-    """OK with the text as a number, unless the text asks for trouble."""
+def obey(problem: Problem, completion_text: str) -> dict[str, object] | None:
+    """Correct, with the text as a number, unless the text asks for trouble."""
     if completion_text == "hang":
         while True:
             time.sleep(1)
@@ -27,4 +27,9 @@ def obey(problem: Problem, completion_text: str) -> Reward:
         return None
     if completion_text == "pid":
         completion_text = str(os.getpid())
-    return Reward(RewardStatus.OK, float(completion_text))
+    return {"value": float(completion_text), "correct": True}
+
+
+def take(problem: Problem, completion_text: str, mib: int) -> bool:
+    """True once that much memory could be had."""
+    return len(bytearray(mib << 20)) > 0

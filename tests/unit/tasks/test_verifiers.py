@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from pear_ray.config.problems import GameConfig, ProblemSetConfig
-from pear_ray.errors import ConfigError
+from pear_ray.config.problems import GameConfig, GameProblems
 from pear_ray.records import Problem, Reward, RewardStatus
-from pear_ray.tasks.games import make_problems
-from pear_ray.tasks.verifiers import GAME_VERIFIER, extract_answer, load_verifier, verify
+from pear_ray.tasks.games import make_game_problems
+from pear_ray.tasks.verifiers import extract_answer, verify
 
 SEVEN_MINUS_TWO = Problem(
     "chain_sum/0/0",
@@ -58,30 +57,18 @@ def test_extracts_the_last_pair() -> None:
 def test_own_answers_of_several_games_verify_and_another_problems_do_not() -> None:
     names = ["spell_backward", "gcd", "number_sorting", "base_conversion", "letter_counting"]
     for name in names:
-        config = ProblemSetConfig(games=[GameConfig(name=name)], size=3)
-        for problem in make_problems(config):
+        config = GameProblems(games=[GameConfig(name=name)], size=3)
+        for problem in make_game_problems(config):
             answer = json.loads(problem.entry)["item"]["answer"]
             assert verify(problem, f"so <answer>{answer}</answer>") == OK
             assert verify(problem, "so <answer>xyzzy</answer>").status == RewardStatus.FAILED
 
 
 def test_a_record_that_json_would_change_is_made_again_by_the_verifier() -> None:
-    problem = make_problems(ProblemSetConfig(games=[GameConfig(name="gcd")], size=1))[0]
+    problem = make_game_problems(GameProblems(games=[GameConfig(name="gcd")], size=1))[0]
     record = json.loads(problem.entry)
     answer = record["item"]["answer"]
     bare = Problem(
         problem.problem_id, "gcd", problem.question, json.dumps({**record, "item": None})
     )
     assert verify(bare, f"<answer>{answer}</answer>") == OK
-
-
-def test_loading_a_verifier() -> None:
-    assert load_verifier(GAME_VERIFIER) is verify
-    for spec, said in [
-        ("verify", "write it as `module:function`"),
-        ("no_such_module:verify", "cannot be loaded: ModuleNotFoundError"),
-        ("math:no_such", "cannot be loaded: AttributeError"),
-        ("math:pi", "is a float; name a function"),
-    ]:
-        with pytest.raises(ConfigError, match=said):
-            load_verifier(spec)
