@@ -16,7 +16,7 @@ from packaging.markers import Marker, default_environment
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements"
-COMMON_EXTRAS = ("deepspeed", "gguf", "lora", "dev")
+COMMON_EXTRAS = ("deepspeed", "gguf", "lora", "math", "dev")
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = {"cpu": ("x86_64", "aarch64"), "gpu": ("x86_64",)}
 

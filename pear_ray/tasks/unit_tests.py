@@ -20,7 +20,9 @@ from pear_ray.records import Problem, Reward, RewardStatus
 from pear_ray.tasks.entries import metadata_of
 from pear_ray.tasks.verifiers import failed
 
-_CODE_BLOCK = re.compile(r"^```(?:python|python3|py)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# A block of any language, so that the end of one is not taken for the beginning of the next.
+_BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_LANGUAGES = ("", "python", "python3", "py")
 _ERROR_CHARS = 2000
 
 # The tests' subprocess. Limits are hard, and set before any code runs, so that it cannot lift them.
@@ -46,7 +48,11 @@ os._exit(0)
 
 def extract_code(completion_text: str) -> str | None:
     """The last complete fenced block, without a language or in Python; None without one."""
-    blocks = _CODE_BLOCK.findall(completion_text)
+    blocks = [
+        code
+        for language, code in _BLOCK.findall(completion_text)
+        if language.strip().lower() in _LANGUAGES
+    ]
     return blocks[-1] if blocks else None
 
 

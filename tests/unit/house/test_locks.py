@@ -62,7 +62,7 @@ def test_lock_satisfies_the_declared_requirements(lock: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"]]
-    for extra in (lock, "deepspeed", "gguf", "lora", "dev"):
+    for extra in (lock, "deepspeed", "gguf", "lora", "math", "dev"):
         declared += extras[extra]
     environment = {"python_version": "3.11", "platform_machine": "x86_64"}
     pinned = {
