@@ -180,6 +180,61 @@ def test_unknown_game(refused: Callable[..., str]) -> None:
     assert "chain_some" in refused("evaluate.problems.games=[{name: chain_some}]")
 
 
+def test_problems_of_a_file_without_a_verifier(refused: Callable[..., str]) -> None:
+    message = refused("rl.problems={kind: file, path: own.jsonl}")
+    assert "rl.problems are of a file, and rl.rewards.components has kind game" in message
+    assert "name another, e.g. rl.rewards.components=[{kind: exact}]" in message
+
+
+def test_a_problem_set_of_an_unknown_kind(refused: Callable[..., str]) -> None:
+    message = refused("rl.problems={kind: files, path: own.jsonl}")
+    assert "rl.problems: kind of a problem set is `games` or `file`" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "component", "said"),
+    [
+        ({"question": "?"}, "kind: exact", "row 2: prompt: missing; the row has question; set "),
+        ({"prompt": "?"}, "kind: exact", "row 2: answer: missing, and the component `exact` "),
+        ({"prompt": "?"}, "kind: unit_tests", "row 1: tests: expected Python text or a list of "),
+    ],
+)
+def test_a_problem_that_cannot_be_used(
+    here: Path, refused: Callable[..., str], row: dict[str, str], component: str, said: str
+) -> None:
+    rows = [{"prompt": "1 + 1?", "answer": 2}, row]
+    (here / "own.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    message = refused(
+        "rl.problems={kind: file, path: own.jsonl}", f"rl.rewards.components=[{{{component}}}]"
+    )
+    assert f"rl.problems: own.jsonl {said}" in message
+
+
+def test_a_missing_problem_file(refused: Callable[..., str]) -> None:
+    message = refused(
+        "rl.problems={kind: file, path: absent.jsonl}", "rl.rewards.components=[{kind: exact}]"
+    )
+    assert "absent.jsonl: cannot be read (No such file or directory); give a JSONL or" in message
+
+
+def test_a_verifier_that_cannot_be_imported(refused: Callable[..., str]) -> None:
+    message = refused("rl.rewards.components=[{kind: function, function: 'absent:verify'}]")
+    assert message.startswith("ConfigError: rl.rewards: verifier `absent:verify` cannot be loaded")
+
+
+def test_a_verifier_of_the_folder_and_what_it_is_in_words(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text("def verify(problem, text): return 1.0\n", encoding="utf-8")
+    component = "{kind: function, function: 'mine:verify', weight: 0.5}"
+    command = ["run", "run.yaml", f"rl.rewards.components=[{{kind: game}}, {component}]"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "  rl        4 problems of chain_sum: game x 1, outcome + function x 0.5\n" in out
+    assert "  evaluate  4 problems of chain_sum: game x 1, outcome\n" in out
+    assert "mine" not in sys.modules
+
+
 def test_a_stage_whose_inputs_are_missing(refused: Callable[..., str]) -> None:
     message = refused(command="score")
     assert "stage 'collect', which 'score' builds on, is missing" in message
