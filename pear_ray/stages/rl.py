@@ -7,6 +7,7 @@ from pear_ray.config.run import RunConfig
 from pear_ray.distributed.rl_loop import rl_loop
 from pear_ray.distributed.session import ray_session
 from pear_ray.distributed.train_group import run_train_group
+from pear_ray.tasks.problem_sets import with_absolute_paths
 from pear_ray.telemetry.metrics_log import latest_by_step, read_metrics
 
 
@@ -24,7 +25,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         run_train_group(
             rl_loop,
             {
-                "config": config,
+                "config": with_absolute_paths(config),
                 "run_dir": run_dir,
                 "attempt": attempt,
                 "model": run_dir / "sft" / "model",

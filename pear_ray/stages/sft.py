@@ -14,6 +14,7 @@ from pear_ray.distributed.sft_loop import sft_loop
 from pear_ray.distributed.sft_rows import INITIAL, num_sft_steps, num_training_rows
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.engines.model_files import resolve_model
+from pear_ray.tasks.problem_sets import with_absolute_paths
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -33,7 +34,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         run_train_group(
             sft_loop,
             {
-                "config": config,
+                "config": with_absolute_paths(config),
                 "run_dir": run_dir,
                 "attempt": attempt,
                 "model": resolve_model(config.models.policy),

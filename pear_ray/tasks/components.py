@@ -1,6 +1,7 @@
 """A reward of several components: their weighted sum, and what is correct decided by some."""
 
 import functools
+import logging
 import math
 from importlib.util import find_spec
 
@@ -71,6 +72,8 @@ def _loaded(component: ComponentConfig) -> Verifier:
             check_math_installed()
             import math_verify  # noqa: F401, PLC0415
 
+            # It warns that it has no time limit of its own, in every process; the pool has one.
+            logging.getLogger("math_verify").setLevel(logging.ERROR)
             return functools.partial(verify_math, component)
         case "function":
             function = load_function(component.function)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.problems import FileProblems, ProblemSetConfig
 from pear_ray.config.rewards import RewardConfig, name_of, wants_answer
-from pear_ray.config.run import RunConfig
+from pear_ray.config.run import RunConfig, verified_sections
 from pear_ray.errors import InputError
 from pear_ray.records import Problem
 from pear_ray.tasks.entries import answer_of, metadata_of
@@ -70,6 +70,22 @@ def num_problems(config: ProblemSetConfig) -> int:
         InputError: The file cannot be used.
     """
     return config.size if config.size is not None else len(make_problems(config))
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The config for a process that works in another folder, such as Ray Train's workers."""
+    sections = {
+        name: section.model_copy(
+            update={
+                "problems": section.problems.model_copy(
+                    update={"path": str(Path(section.problems.path).expanduser().absolute())}
+                )
+            }
+        )
+        for name, section in verified_sections(config).items()
+        if isinstance(section.problems, FileProblems)
+    }
+    return config.model_copy(update=sections)
 
 
 def content_of(config: ProblemSetConfig) -> dict[str, str]:

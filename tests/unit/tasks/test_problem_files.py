@@ -9,6 +9,7 @@ import pytest
 
 from pear_ray.config.problems import FileProblems
 from pear_ray.config.rewards import RewardConfig
+from pear_ray.config.run import load_run
 from pear_ray.errors import InputError
 from pear_ray.records import Problem
 from pear_ray.tasks.entries import answer_of, metadata_of
@@ -18,6 +19,7 @@ from pear_ray.tasks.problem_sets import (
     make_problems,
     num_problems,
     problems_disjoint_from,
+    with_absolute_paths,
 )
 
 ROWS = [
@@ -142,3 +144,15 @@ def test_other_content_is_another_fingerprint(tmp_path: Path) -> None:
     assert content_of(config) == before
     problem_file(tmp_path, ROWS[1])
     assert content_of(config) != before
+
+
+def test_paths_for_a_process_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_run(Path(__file__).parents[3] / "jobs" / "runs" / "own_problems.yaml")
+    monkeypatch.chdir(tmp_path)
+    moved = with_absolute_paths(config)
+    assert moved.rl.problems.path == f"{tmp_path}/jobs/runs/own_problems.jsonl"
+    assert (moved.rl.problems.size, moved.evaluate.problems.skip) == (8, 8)
+    assert moved.corpus == config.corpus
+    assert moved.model_copy(update={"rl": config.rl, "evaluate": config.evaluate}) == config
