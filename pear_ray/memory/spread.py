@@ -182,15 +182,14 @@ def _deepspeed(plan: TrainerPlan, backend: DeepSpeedBackend) -> Spread:
             ),
             bucket,  # made once; the other stages make it for each backward pass
         ]
-    else:
+    elif splits_gradients or plan.device == "cuda":
         whole.append(bucket)
+    # else gradients move into the bucket, which on CPU takes memory as it is written to
     flat = min(BUCKET, trained)
-    # A flat copy of what is in the bucket; gloo, which has no reduce-scatter, makes one more.
-    copies = 2 if stage == PARAMETERS_SPLIT and plan.device == "cpu" else 1
     reducing = Item(
         name="gradients on their way to other ranks",
-        num_bytes=copies * each * flat,
-        formula=f"{copies} x {each} bytes x {flat:,} gradients of a full bucket",
+        num_bytes=each * flat,
+        formula=f"{each} bytes x {flat:,} gradients of a full bucket, in a flat copy",
         setting=TRAINERS if ranks > 1 else None,
     )
     partition = _share("a partition's gradients as they come", plan, each, ranks)

@@ -68,11 +68,13 @@ def test_offloaded_state_is_in_the_hosts_memory(toy: ModelShape) -> None:
 @pytest.mark.parametrize(
     ("stage", "kept", "gradients", "whole", "reducing"),
     [
-        # parameters; a float32 partition and two moments; the bucket; a flat copy and a partition
-        (1, 4 * P + 12 * P // 2, 4 * P, 4 * P, 4 * P + 4 * P // 2),
+        # parameters; a float32 partition and two moments; gradients, which move into the bucket; a
+        # flat copy and a partition
+        (1, 4 * P + 12 * P // 2, 4 * P, 0, 4 * P + 4 * P // 2),
+        # the bucket besides
         (2, 4 * P + 12 * P // 2, 4 * P // 2, 4 * P, 4 * P + 4 * P // 2),
-        # parameters in half, all of them gathered, the bucket kept; gloo copies once more
-        (3, 4 * P // 2 + 12 * P // 2 + 4 * P + 4 * P, 4 * P // 2, 0, 8 * P + 4 * P // 2),
+        # parameters in half, all of them gathered, the bucket kept
+        (3, 4 * P // 2 + 12 * P // 2 + 4 * P + 4 * P, 4 * P // 2, 0, 4 * P + 4 * P // 2),
     ],
 )
 def test_zero_stages(
