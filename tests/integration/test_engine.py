@@ -32,6 +32,13 @@ def policy(engine: Any) -> Any:
     engine.weight_sender(load_policy(STUDENT)).publish_weights()
 
 
+@torch.no_grad()
+def own_logits(policy: Any, ids: torch.Tensor) -> torch.Tensor:
+    """[position, vocab] of one row, by transformers' own attention; the policy is left with it."""
+    policy.causal_lm.set_attn_implementation("sdpa")
+    return policy.causal_lm(ids, use_cache=False).logits[0]
+
+
 def perturb(policy: Any, *, size: float = 0.05) -> None:
     """Move every parameter, so that no stale one can hide."""
     generator = torch.Generator().manual_seed(1)
@@ -55,8 +62,7 @@ def test_sampled_logprobs_are_of_the_distribution_sampled_from(
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for one in group:
             ids = torch.tensor([prompt + one.token_ids])
-            with torch.no_grad():
-                logits = policy.causal_lm(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            logits = own_logits(policy, ids)[len(prompt) - 1 : -1]
             chosen = (logits / temperature).log_softmax(-1).gather(1, ids[0, len(prompt) :, None])
             np.testing.assert_allclose(one.behavior_logprobs, chosen.squeeze(1), atol=1e-5)
 
@@ -107,8 +113,7 @@ def test_the_prefix_cache_forgets_old_weights(engine: Any, policy: Any) -> None:
     engine.weight_sender(policy).publish_weights()
     (one, *_), *_ = engine.generate([prompt], [sampling(1)])
     ids = torch.tensor([prompt + one.token_ids])
-    with torch.no_grad():
-        logprobs = policy.causal_lm(ids, use_cache=False).logits[0, 149:-1].log_softmax(-1)
+    logprobs = own_logits(policy, ids)[149:-1].log_softmax(-1)
     chosen = logprobs.gather(1, ids[0, 150:, None]).squeeze(1)
     np.testing.assert_allclose(one.behavior_logprobs, chosen, atol=1e-5)
 
