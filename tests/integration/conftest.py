@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pear_ray.artifacts.tables import SCORED, write_rows
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.environment import engine_environment
 
@@ -61,3 +63,27 @@ def local_ray() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """Sixteen rows of digits with made-up behavior log-probs, in the run folder `tmp_path`."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(16):
+        length = 12 + 2 * (number % 5)
+        ids = torch.randint(5, 60, (length,), generator=generator).tolist()
+        rows.append(
+            {
+                "example_id": f"row-{number:02d}",
+                "source": "test",
+                "is_negative": False,
+                "token_ids": ids,
+                "loss_mask": [False] * 4 + [True] * (length - 4),
+                "behavior_logprobs": (-torch.rand(length, generator=generator) * 5).tolist(),
+            }
+        )
+    folder = tmp_path / "score" / "scored"
+    folder.mkdir(parents=True)
+    write_rows(folder / "rows.parquet", rows, SCORED)
+    return tmp_path

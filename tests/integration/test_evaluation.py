@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import job, run_config, scored
+from training_runs import job, run_config
 
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig, validate_run
@@ -20,7 +20,6 @@ from pear_ray.engines.weights import load_checkpoint
 from pear_ray.tasks.judging import judge, summarise
 from pear_ray.tasks.reward_pool import RewardPool
 
-__all__ = ["scored"]  # a fixture
 DEEPSPEED_ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
 BACKENDS: dict[str, dict[str, Any]] = {
     "fsdp": {},

@@ -1,0 +1,212 @@
+"""The GRPO loop with a real engine, driven step by step in one process."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import job, run_config
+
+from pear_ray.config.run import validate_run
+from pear_ray.engines.vllm import weights as transfer
+from pear_ray.errors import WeightSyncError
+
+
+@pytest.fixture
+def start_grpo(
+    process_group: None, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """What starts real GRPO workers that borrow the shared engine rather than start their own."""
+    from pear_ray.distributed import rl_loop
+
+    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
+    workers = []
+
+    def start(**rl: Any) -> Any:
+        tree = run_config(tmp_path).model_dump(mode="json")
+        tree["rl"] |= rl
+        worker = rl_loop.GrpoWorker(job(validate_run(tree, origin="test"), tmp_path, "rl"))
+        workers.append(worker)
+        worker.publish_weights()
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.pool.close()
+
+
+@pytest.fixture
+def grpo(start_grpo: Any) -> Any:
+    """One with the test's defaults."""
+    return start_grpo()
+
+
+def make_groups(worker: Any, step: int = 0) -> Any:
+    return worker.rollouts.reward(worker.rollouts.sample(step), policy_version=0)
+
+
+def test_a_grpo_step_learns_and_stays_in_step_with_the_engine(grpo: Any) -> None:
+    metrics = grpo.step(0)
+    assert metrics["rl/mismatch/max_gap"] < 1e-4
+    assert metrics["rl/sync_gap"] < 1e-5
+    assert metrics["rl/ratio/max"] == pytest.approx(1.0, abs=1e-3)  # on policy
+    assert metrics["rl/grad_norm"] > 0
+    assert 0 < metrics["rl/reward/mean"] < 1
+    assert grpo.trainer.step_count == 1
+
+
+def test_the_update_raises_what_was_rewarded(grpo: Any) -> None:
+    """After one step, log-probs weighted by advantage have risen on the step's own rollouts."""
+    groups = make_groups(grpo)
+    batches = [each.batch for each in grpo.minibatches(groups)[0]]
+
+    def objective() -> float:
+        with torch.no_grad():
+            logprobs = [grpo.trainer.policy(batch, temperature=1.0) for batch in batches]
+        pairs = zip(logprobs, batches, strict=True)
+        return float(sum((each * batch.aligned["advantages"]).sum() for each, batch in pairs))
+
+    before = objective()
+    grpo.train(groups)
+    assert objective() > before
+
+
+def test_a_resumed_step_samples_the_same(grpo: Any) -> None:
+    first, again = grpo.rollouts.sample(3), grpo.rollouts.sample(3)
+    assert [[one.token_ids for one in each.completions] for each in first] == [
+        [one.token_ids for one in each.completions] for each in again
+    ]
+
+
+def test_nothing_is_corrected_while_nothing_is_learnt(start_grpo: Any) -> None:
+    """Three steps that leave the weights alone, at another temperature, with two updates each."""
+    optimizer = {"learning_rate": 1e-30, "warmup_fraction": 0.0}
+    worker = start_grpo(temperature=0.7, updates_per_batch=2, optimizer=optimizer)
+    before = {name: value.clone() for name, value in parameters_of(worker)}
+    for step in range(3):
+        metrics = worker.step(step)
+        # To the bit: the pass before the first update sees what the updates see.
+        assert metrics["rl/ratio/max"] == metrics["rl/ratio/min"] == 1.0
+        assert metrics["rl/clip_fraction"] == 0.0
+        assert metrics["rl/mismatch/max_gap"] < 1e-4
+        assert metrics["rl/correction/masked_fraction"] == 0.0
+        assert metrics["rl/correction/bounded_fraction"] == 0.0
+        assert metrics["rl/correction/weight/mean"] == pytest.approx(1.0, abs=1e-5)
+        assert metrics["rl/correction/ess_fraction"] == pytest.approx(1.0, abs=1e-6)
+        assert metrics["rl/grad_norm"] > 0
+    assert all(torch.equal(before[name], value) for name, value in parameters_of(worker))
+
+
+def parameters_of(worker: Any) -> list[tuple[str, torch.Tensor]]:
+    worker.trainer.module.reshard()  # the root stays gathered after a forward pass
+    named = worker.trainer.module.named_parameters()
+    return [(name, parameter.detach().full_tensor()) for name, parameter in named]
+
+
+def test_two_updates_of_a_batch_move_the_weights_twice(
+    start_grpo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each on its own half of the groups; the second's ratio is against before the first."""
+    worker = start_grpo(updates_per_batch=2)
+    seen = [parameters_of(worker)]
+    step_once = worker.trainer.step
+
+    def step(denominator: float) -> Any:
+        result = step_once(denominator)
+        seen.append([(name, value.clone()) for name, value in parameters_of(worker)])
+        return result
+
+    monkeypatch.setattr(worker.trainer, "step", step)
+    metrics = worker.step(0)
+    assert worker.trainer.step_count == 2
+    assert len(seen) == 3
+    for one, other in itertools.pairwise(seen):
+        pairs = zip(one, other, strict=True)
+        assert any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
+    assert metrics["rl/sync_gap"] < 1e-5  # the engine has the weights of the second
+    assert metrics["rl/mismatch/max_gap"] < 1e-4  # measured before the first
+    assert metrics["rl/ratio/max"] > 1.0
+    assert metrics["rl/ratio/min"] < 1.0
+    again = worker.step(1)
+    assert again["rl/mismatch/max_gap"] < 1e-4
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "seq_mean", "dr_grpo"])
+def test_microbatches_do_not_change_an_rl_update(start_grpo: Any, reduction: str) -> None:
+    """All terms on: the same rollouts in one microbatch and in many give one gradient."""
+    found = []
+    for microbatch_tokens in (8192, 100):
+        worker = start_grpo(
+            reduction=reduction,
+            microbatch_tokens=microbatch_tokens,
+            updates_per_batch=2,
+            advantage="reinforce_pp",
+            loss={"kind": "gspo", "clip_low": 0.1, "clip_high": 0.1},
+            kl={"coefficient": 0.1, "estimator": "k1", "placement": "reward"},
+            entropy_coefficient=0.01,
+            overlong={"buffer_tokens": 32, "mask_truncated": True},
+            mismatch_correction={"level": "geometric", "mode": "mask"},
+        )
+        groups = make_groups(worker)
+        batches = worker.minibatches(groups)
+        sums, _ = worker.train(groups)
+        found.append((len(batches[0]), sums))
+    (few, whole), (many, cut) = found
+    assert many > few
+    for name in ("loss", "grad_norm", "kl", "entropy", "trained_tokens", "numerator"):
+        assert whole[name] == pytest.approx(cut[name], rel=1e-3, abs=1e-6), name
+
+
+def test_a_reference_pulls_the_policy_back(start_grpo: Any) -> None:
+    """At the start there is no KL and no gradient of it; after a push away it has both."""
+    worker = start_grpo(kl={"coefficient": 1.0, "estimator": "k2"}, entropy_coefficient=0.1)
+    metrics = worker.step(0)
+    assert metrics["rl/kl"] == 0.0
+    # Exact entropy and the mean surprise of the same tokens estimate the same thing.
+    assert metrics["rl/entropy/exact"] == pytest.approx(metrics["rl/entropy"], rel=0.2)
+    worker.trainer.module.reshard()
+    with torch.no_grad():
+        for parameter in worker.trainer.module.parameters():
+            parameter.mul_(1.02)
+    groups = make_groups(worker)
+    equal = [
+        type(group)(
+            [
+                type(one)(**{**_fields(one), "reward": group.rollouts[0].reward})
+                for one in group.rollouts
+            ]
+        )
+        for group in groups
+    ]
+    worker.config = worker.config.model_copy(update={"entropy_coefficient": 0.0})
+    far, _ = worker.train(equal)  # no advantage: nothing but the KL has a gradient
+    assert far["kl"] > 0
+    assert far["grad_norm"] > 0
+    for _ in range(3):
+        near, _ = worker.train(equal)
+    assert near["kl"] < far["kl"]
+
+
+def test_a_planted_stale_weight_fails_the_same_step(
+    grpo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tied embedding left stale in the engine: the step that made it so fails."""
+    monkeypatch.setattr(transfer, "repack_tied_head", lambda model: None)
+    with pytest.raises(WeightSyncError, match="step 1, rank 0"):
+        grpo.step(0)
+
+
+def test_errored_rewards_stop_the_run(grpo: Any) -> None:
+    from pear_ray.errors import RewardError
+    from pear_ray.records import Reward, RewardStatus
+
+    groups = make_groups(grpo)
+    errored = Reward(RewardStatus.ERRORED, 0.0, "planted")
+    broken = [type(one)(**{**_fields(one), "reward": errored}) for one in groups[0].rollouts]
+    with pytest.raises(RewardError, match="planted"):
+        grpo.rollouts.check_rewards([type(groups[0])(broken), *groups[1:]])
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
