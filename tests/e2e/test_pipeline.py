@@ -174,11 +174,12 @@ def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path
     wait_for_step(tmp_path, driver, stage="rl", step=3)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    killed_after = max(record.step for record in metrics(tmp_path, "rl"))
     run_to_end(tmp_path)
-    resumed = [r for r in metrics(tmp_path, "rl") if r.attempt == max_attempt(tmp_path)]
+    records, last = metrics(tmp_path, "rl"), max_attempt(tmp_path)
+    resumed = [r for r in records if r.attempt == last]
     assert resumed[0].step in {3, 5}, "resumed from a committed checkpoint, not from the start"
-    assert resumed[0].step <= killed_after + 1
+    # Looked at only now: workers outlive their driver by a moment, and may end a step in it.
+    assert resumed[0].step <= max(r.step for r in records if r.attempt < last) + 1
     undisturbed = {r.step: r.metrics for r in metrics(finished, "rl")}
     for record in resumed:
         for name in ("rl/reward/mean", "rl/eval/pass_at_1"):
