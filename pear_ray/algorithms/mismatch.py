@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pear_ray.algorithms.loss_tokens import LossTokens, scatter_masked, select_loss_tokens
-from pear_ray.algorithms.policy_losses import MAX_ABS_LOG_RATIO
+from pear_ray.algorithms.policy_losses import MAX_ABS_LOG_RATIO, bounded_ratios
 
 CorrectionLevel = Literal["token", "sequence", "geometric"]
 CorrectionMode = Literal["mask", "clip", "truncate"]
@@ -134,7 +134,7 @@ def correction_weights(
     at = loss_tokens.positions
     gaps = proximal_logprobs.detach()[at].double() - behavior_logprobs.detach()[at].double()
     log_ratios = _at_level(gaps, loss_tokens, level)
-    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    ratios = bounded_ratios(log_ratios)
     above, outside = ratios > high, (ratios < low) | (ratios > high)
     nowhere = torch.zeros_like(outside)
     match mode:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pear_ray.algorithms.logprobs import EAFT_K, MIN_ENTROPY_K
 from pear_ray.algorithms.loss_tokens import scatter_masked, select_loss_tokens
-from pear_ray.algorithms.policy_losses import MAX_ABS_LOG_RATIO, clipped_surrogate
+from pear_ray.algorithms.policy_losses import bounded_ratios, clipped_surrogate
 
 # Below this power p_family differs from -log p by less than float32 shows, up to 1000 nats.
 MIN_POWER = 1e-10
@@ -139,7 +139,7 @@ def iw_sft_token(
         )
     selected = policy_logprobs[loss_mask]
     log_ratios = selected.detach() - proximal_logprobs.detach()[loss_mask]
-    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp().clamp(low, high)
+    ratios = bounded_ratios(log_ratios).clamp(low, high)
     return scatter_masked(-ratios * selected, loss_mask)
 
 

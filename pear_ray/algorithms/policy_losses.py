@@ -60,8 +60,7 @@ def clipped_surrogate(
         ValueError: A clip distance is out of range.
     """
     _check_clip(clip_low=clip_low, clip_high=clip_high)
-    log_ratios = policy_logprobs[loss_mask] - proximal_logprobs.detach()[loss_mask]
-    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    ratios = bounded_ratios(_log_ratios(policy_logprobs, proximal_logprobs, loss_mask))
     return _surrogate(ratios, advantages, loss_mask, clip_low=clip_low, clip_high=clip_high)
 
 
@@ -131,8 +130,7 @@ def cispo_losses(
     """
     _check_clip(clip_low=clip_low, clip_high=clip_high)
     selected = policy_logprobs[loss_mask]
-    log_ratios = selected.detach() - proximal_logprobs.detach()[loss_mask]
-    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    ratios = bounded_ratios(_log_ratios(policy_logprobs.detach(), proximal_logprobs, loss_mask))
     low, high = 1.0 - clip_low, 1.0 + clip_high
     losses = -ratios.clamp(low, high) * advantages.detach()[loss_mask] * selected
     return PolicyLosses(
@@ -155,8 +153,7 @@ def reinforce_losses(
     proximal log-probs are read to report the ratios. Arguments as in `cispo_losses`.
     """
     selected = policy_logprobs[loss_mask]
-    log_ratios = selected.detach() - proximal_logprobs.detach()[loss_mask]
-    ratios = log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
+    ratios = bounded_ratios(_log_ratios(policy_logprobs.detach(), proximal_logprobs, loss_mask))
     nowhere = torch.zeros_like(loss_mask)
     return PolicyLosses(
         losses=scatter_masked(-advantages.detach()[loss_mask] * selected, loss_mask),
@@ -164,6 +161,11 @@ def reinforce_losses(
         clipped_low=nowhere,
         clipped_high=nowhere,
     )
+
+
+def bounded_ratios(log_ratios: Float[Tensor, " *any"]) -> Float[Tensor, " *any"]:
+    """`exp(log_ratios)`, kept finite by `MAX_ABS_LOG_RATIO`; differentiable inside it."""
+    return log_ratios.clamp(-MAX_ABS_LOG_RATIO, MAX_ABS_LOG_RATIO).exp()
 
 
 def kl_k1(
