@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pear_ray.config.base import Section
+from pear_ray.config.colocation import ColocationConfig
 from pear_ray.config.evaluate import PassAtKConfig
 from pear_ray.config.problems import ProblemSetConfig
 from pear_ray.config.rewards import RewardConfig
@@ -63,6 +64,8 @@ class RlConfig(Section):
     """How completions are verified."""
     pass_at_k: PassAtKConfig | None = None
     """Evaluate while training; off unless this is set."""
+    colocation: ColocationConfig = ColocationConfig()
+    """How trainer and engine share a GPU's memory."""
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
     """Most tokens in one forward and backward pass of one rank: rows end to end, or padded where
     the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""

@@ -57,6 +57,9 @@ class ClusterConfig(Section):
     one."""
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a GPU's memory that a vLLM engine may take (CUDA only)."""
+    enforce_eager: bool = False
+    """Start vLLM engines without compiling the model and without CUDA graphs (CUDA only): a minute
+    sooner, and slower at every token after that."""
     kv_cache_gib: Annotated[int, Field(gt=0)] = 1
     """KV cache of a vLLM engine on CPU, in GiB."""
     max_failures: Annotated[int, Field(ge=0)] = 2

@@ -36,6 +36,7 @@ def engine_spec(
     chunk_tokens: int | None = None,
     max_top_k: int = 0,
     tensor_parallel_size: int = 1,
+    sleeps: bool = False,
 ) -> EngineSpec:
     """The run's engine on the weights in `model`."""
     return EngineSpec(
@@ -48,6 +49,8 @@ def engine_spec(
         chunk_tokens=chunk_tokens,
         max_top_k=max_top_k,
         tensor_parallel_size=tensor_parallel_size,
+        eager=config.cluster.enforce_eager,
+        sleeps=sleeps and config.cluster.device == "cuda",
     )
 
 

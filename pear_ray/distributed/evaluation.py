@@ -118,6 +118,7 @@ class TrainingEvaluation:
         # A name of its own: another node may remember what a name held before.
         folder = self._stage_dir / f".evaluated-{trainer.step_count:06d}"
         metrics = self._metrics(load)
+        self._engine.sleep()  # the trainer's device until the next time
         if dist.get_rank() == 0:  # all ranks have loaded: they have answered
             shutil.rmtree(folder)
         return metrics
@@ -173,7 +174,8 @@ def start_evaluation(
         return None
     from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - seconds for SFT without
 
-    engine = VllmEngine(engine_spec(config, model), takes_weights=True)
+    engine = VllmEngine(engine_spec(config, model, sleeps=True), takes_weights=True)
+    engine.sleep()
     return TrainingEvaluation(config, settings, chat, engine=engine, stage_dir=stage_dir)
 
 

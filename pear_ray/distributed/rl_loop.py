@@ -10,6 +10,7 @@ import torch.distributed as dist
 from pear_ray.algorithms import weight_health
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.colocation import SharedDevice
 from pear_ray.distributed.evaluation import join_evaluation
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
@@ -61,18 +62,26 @@ class GrpoWorker:
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
         self.engine = VllmEngine(
-            engine_spec(run, job.model, seed=run.seed),
+            engine_spec(run, job.model, seed=run.seed, sleeps=self.config.colocation.sleep),
             takes_weights=True,
         )
+        self.engine.sleep()  # until the first weight sync
         self.evaluation = join_evaluation(run, self.chat, self.engine, self.stage_dir)
         policy = shard(load_policy(job.model), device=run.cluster.device, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         self.canary = weights.canary_batch(policy.causal_lm.config.vocab_size, device=self.device)
         self.max_sync_gap = self.config.max_sync_gap or weights.MAX_GAP[run.models.dtype]
-        self.sender = self.engine.weight_sender(policy)
         self.stop = False
         updates = self.config.num_steps * self.config.updates_per_batch
         self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=updates)
+        self.shared = SharedDevice(
+            self.config.colocation,
+            self.engine,
+            self.trainer,
+            sender=self.engine.weight_sender(policy),
+            reference=self.reference,
+            device=self.device,
+        )
         self.rollouts = RolloutMaker(
             self.config,
             self.chat,
@@ -123,12 +132,14 @@ class GrpoWorker:
             RewardError: Too large a share of the rewards could not be computed.
             WeightSyncError: The engine does not hold the new weights.
         """
-        laps = Laps()
+        laps = Laps(self.device)
         sampled = self.rollouts.sample(step)
         laps.lap("sample")
         groups = self.rollouts.reward(sampled, policy_version=self.trainer.step_count)
         self.rollouts.check_rewards(groups)
         laps.lap("reward")
+        self.shared.to_trainer()
+        laps.lap("wake_trainer")
         trained, result = self.train(groups)
         mine = rollout_sums(groups) | {"max/stop": float(stop_wished(self.stage_dir))}
         laps.lap("train")
@@ -147,8 +158,7 @@ class GrpoWorker:
         Raises:
             WeightSyncError: Some rank's engine answers otherwise than the trainer; all raise.
         """
-        self.sender.publish_weights()
-        mine = weights.canary_gap(self.engine, self.trainer.module, self.canary)
+        mine = self.shared.to_engine(self.canary)
         gaps = torch.zeros(self.world_size, dtype=torch.float64)
         gaps[self.rank] = mine
         dist.all_reduce(gaps)

@@ -21,14 +21,16 @@ def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 
 
 def lap_times(laps: Laps) -> dict[str, float]:
-    """The slowest rank's time counts: the others wait for it."""
-    return {f"max/time/{phase}_s": seconds for phase, seconds in laps.seconds.items()}
+    """The slowest rank's time counts, for the others wait for it, and the fullest one's memory."""
+    times = {f"max/time/{phase}_s": seconds for phase, seconds in laps.seconds.items()}
+    return times | {f"max/memory/{phase}_gib": gib for phase, gib in laps.gib.items()}
 
 
 def step_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """The step's metrics from the sums of all ranks and updates."""
     tokens, rollouts = sums["completion_tokens"], sums["rollouts"]
     times = {key.removeprefix("max/"): value for key, value in sums.items() if "max/time/" in key}
+    memory = {key.removeprefix("max/"): value for key, value in sums.items() if "max/mem" in key}
     step_s = sum(times.values())
     return {
         **{f"rl/{name}": value for name, value in reward_metrics(sums).items()},
@@ -39,6 +41,7 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         **_update_metrics(sums),
         **_mismatch_metrics(sums),
         "rl/tokens_per_s": tokens / step_s,
+        **memory,
         **times,
         "time/step_s": step_s,
     }

@@ -24,11 +24,11 @@ class EngineActor:
     """One engine in an actor process of its own."""
 
     def __init__(self, spec: EngineSpec, num_threads: int) -> None:
+        self._name = Path(spec.model).name  # first: Ray asks for it when what follows fails
         import torch  # noqa: PLC0415 - the driver that names this class needs no torch
 
         from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
 
-        self._name = Path(spec.model).name
         torch.set_num_threads(num_threads)
         self._engine = VllmEngine(spec, takes_weights=True)
 

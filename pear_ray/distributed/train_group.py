@@ -1,6 +1,7 @@
 """A Ray Train worker group around one training loop: placement, restarts, checkpoints."""
 
 import itertools
+import os
 import shutil
 import tempfile
 import threading
@@ -211,17 +212,36 @@ def commit(trainer: Trainer) -> None:
 
 
 class Laps:
-    """Seconds spent per phase of a step."""
+    """Seconds spent per phase of a step, and memory held at the end of each.
 
-    def __init__(self) -> None:
+    Attributes:
+        seconds: By phase.
+        gib: By phase, where a device is given: of a GPU all that is taken, by whomever; on a CPU
+            this process's resident memory.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self._last = time.perf_counter()
+        self._device = device
         self.seconds: dict[str, float] = {}
+        self.gib: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
         """Count the time since the last lap to `phase`."""
+        if self._device is not None:
+            self.gib[phase] = memory_in_use(self._device) / 2**30
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes taken of a GPU, by whomever; on a CPU, what this process has resident."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def export(trainer: Trainer, chat: ChatTokenizer, folder: Path) -> None:

@@ -75,6 +75,13 @@ class NativeTrainer(Trainer):
             live.copy_(average)
             average.copy_(held)
 
+    def move_optimizer(self, device: torch.device) -> None:
+        """Put the optimizer's state into the memory of `device`; step counts stay on the host."""
+        for state in self.optimizer.state.values():
+            for name, value in state.items():
+                if torch.is_tensor(value) and value.dim():
+                    state[name] = value.to(device)
+
     def microbatch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """With DDP, gradients are averaged at the last microbatch only."""
         if isinstance(self._spread, DistributedDataParallel) and not last:

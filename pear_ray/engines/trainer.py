@@ -65,6 +65,14 @@ class Trainer(abc.ABC):
         """
         raise TrainingError("this trainer keeps no average of the weights")
 
+    def move_optimizer(self, device: torch.device) -> None:
+        """Put the optimizer's state into the memory of `device`, the host's or the trainer's own.
+
+        Raises:
+            TrainingError: This trainer cannot; its backend has an offload of its own.
+        """
+        raise TrainingError(f"this trainer's optimizer cannot be moved to {device}")
+
     def backward(self, numerator: torch.Tensor) -> None:
         """Add the gradient of a microbatch's loss sum (a collective: as often on every rank)."""
         numerator.backward()

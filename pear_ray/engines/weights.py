@@ -1,7 +1,7 @@
 """Trainer and engine must answer alike: the canary after every weight sync."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -41,10 +41,14 @@ def canary_batch(vocab_size: int, *, device: torch.device) -> TokenBatch:
     return collate([row], pad_id=0, names=(), device=device)
 
 
-def canary_gap(engine: Scorer, policy: Policy, batch: TokenBatch) -> float:
-    """Mean absolute log-prob difference on the canary, in nats (a collective when sharded)."""
+def canary_logprobs(policy: Policy, batch: TokenBatch) -> np.ndarray:
+    """The trainer's log-probs on the canary, float32 [token] (a collective when sharded)."""
     with torch.no_grad():
-        trained = policy(batch, temperature=1.0).cpu().numpy()
+        return policy(batch, temperature=1.0).cpu().numpy()
+
+
+def canary_gap(engine: Scorer, trained: np.ndarray, batch: TokenBatch) -> float:
+    """Mean absolute difference of the engine's log-probs on the canary to `trained`, in nats."""
     sampled = engine.score([batch.input_ids.tolist()])[0][1:]
     return float(np.abs(trained - sampled).mean())
 
@@ -75,9 +79,11 @@ def load_checkpoint(engine: "CheckpointEngine", folder: Path, *, max_gap: float)
         folder, dtype=torch.float32, use_safetensors=True
     )
     policy = Policy(causal_lm)
+    engine.wake("weights")
     engine.weight_sender(policy).publish_weights()
+    engine.wake("kv_cache")
     batch = canary_batch(causal_lm.config.vocab_size, device=torch.device("cpu"))
-    gap = canary_gap(engine, policy, batch)
+    gap = canary_gap(engine, canary_logprobs(policy, batch), batch)
     check_gap(gap, max_gap=max_gap, where=str(folder))
     return gap
 
@@ -87,6 +93,9 @@ class CheckpointEngine(Scorer, Protocol):
 
     def weight_sender(self, policy: Policy) -> "Sender":
         """The channel from `policy` into the engine."""
+
+    def wake(self, memory: Literal["weights", "kv_cache"]) -> None:
+        """Take that memory again, if the engine sleeps."""
 
 
 class Sender(Protocol):

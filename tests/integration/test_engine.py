@@ -87,7 +87,7 @@ def test_published_weights_are_the_engines(engine: Any, policy: Any) -> None:
     before = engine.score(PROMPTS)
     engine.weight_sender(policy).publish_weights()
     batch = canary.canary_batch(policy.causal_lm.config.vocab_size, device=torch.device("cpu"))
-    assert canary.canary_gap(engine, policy, batch) < 1e-5
+    assert canary.canary_gap(engine, canary.canary_logprobs(policy, batch), batch) < 1e-5
     moved = max(np.abs(a - b).max() for a, b in zip(before, engine.score(PROMPTS), strict=True))
     assert moved > 0.1  # the perturbation was worth noticing
 
@@ -100,7 +100,7 @@ def test_a_stale_tied_head_is_caught(
     monkeypatch.setattr(transfer, "repack_tied_head", lambda model: None)
     engine.weight_sender(policy).publish_weights()
     batch = canary.canary_batch(policy.causal_lm.config.vocab_size, device=torch.device("cpu"))
-    gap = canary.canary_gap(engine, policy, batch)
+    gap = canary.canary_gap(engine, canary.canary_logprobs(policy, batch), batch)
     with pytest.raises(WeightSyncError, match="does not hold the trainer's weights"):
         canary.check_gap(gap, max_gap=canary.MAX_GAP["float32"], where="step 1, rank 0")
 

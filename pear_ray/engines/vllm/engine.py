@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from pear_ray.engines.vllm.flat_logprobs import chosen_logprobs, prompt_candidat
 from pear_ray.engines.vllm.spec import CANDIDATES_AT_ONCE, CPU_BATCHED_TOKENS, EngineSpec, Sampling
 from pear_ray.errors import EngineError, OutOfMemoryError
 from pear_ray.records import Completion, FinishReason
+
+Memory = Literal["weights", "kv_cache"]  # as vLLM tags what sleeps
 
 
 class VllmEngine:
@@ -50,6 +53,22 @@ class VllmEngine:
                 "`pear doctor` starts one on the embedded model and shows what is missing"
             ) from error
         self.tokenizer = self.llm.get_tokenizer()
+        self._asleep: set[Memory] = set()
+
+    def sleep(self) -> None:
+        """Give the GPU's memory back, the weights' and the cache's; nothing on a CPU.
+
+        Nothing is kept: after waking, weights are to be published before anything is asked.
+        """
+        if self.spec.sleeps and not self._asleep:
+            self.llm.sleep(level=2)
+            self._asleep = {"weights", "kv_cache"}
+
+    def wake(self, memory: Memory) -> None:
+        """Take memory again: the weights' before they are published, the cache's after that."""
+        if memory in self._asleep:
+            self.llm.wake_up(tags=[memory])
+            self._asleep.remove(memory)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
@@ -60,7 +79,11 @@ class VllmEngine:
             prompts: Token ids per prompt.
             sampling: One per prompt. A seed makes the samples independent of what else is in the
                 batch, but for rounding.
+
+        Raises:
+            EngineError: The engine sleeps; vLLM would never answer.
         """
+        self._check_awake()
         # What earlier calls left would be read instead of computed, in which rounding differs:
         # a call answers the same whatever the engine did before.
         self.llm.reset_prefix_cache()
@@ -121,6 +144,7 @@ class VllmEngine:
         self, sequences: Sequence[Sequence[int]], *, top_k: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Of each sequence what `prompt_candidates` gives, one after the other."""
+        self._check_awake()
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -134,6 +158,13 @@ class VllmEngine:
             outputs = self.llm.generate(requests, params, use_tqdm=False)
         for output, ids in zip(outputs, sequences, strict=True):
             yield prompt_candidates(output.prompt_logprobs, ids, top_k=top_k)
+
+    def _check_awake(self) -> None:
+        if self._asleep:
+            raise EngineError(
+                f"the engine sleeps ({', '.join(sorted(self._asleep))}); wake it and publish "
+                "weights first"
+            )
 
     @contextlib.contextmanager
     def _nothing_left_behind(self) -> Iterator[None]:
@@ -179,7 +210,12 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
             "distributed_executor_backend": "mp",
         }
     if spec.device == "cuda":
-        return {"gpu_memory_utilization": spec.gpu_memory_fraction, **common}
+        return {
+            "gpu_memory_utilization": spec.gpu_memory_fraction,
+            "enforce_eager": spec.eager,
+            "enable_sleep_mode": spec.sleeps,
+            **common,
+        }
     if spec.chunk_tokens:
         return {"enforce_eager": True, **common}
     return {

@@ -26,6 +26,8 @@ class EngineSpec:
         max_top_k: Most candidates per token that scoring may ask for.
         tensor_parallel_size: Devices that the engine is spread over, each with a process of its
             own; such an engine takes no weights.
+        eager: Neither compile the model nor capture CUDA graphs (CUDA only; a CPU never does).
+        sleeps: Whether `sleep` gives the GPU's memory back (CUDA only).
     """
 
     model: str
@@ -38,6 +40,8 @@ class EngineSpec:
     chunk_tokens: int | None = None
     max_top_k: int = 0
     tensor_parallel_size: int = 1
+    eager: bool = False
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

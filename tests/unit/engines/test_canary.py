@@ -9,7 +9,13 @@ import torch
 
 from pear_ray.engines.hf_scorer import reference_logprobs
 from pear_ray.engines.policy import load_policy
-from pear_ray.engines.weights import canary_batch, canary_gap, canary_ids, check_gap
+from pear_ray.engines.weights import (
+    canary_batch,
+    canary_gap,
+    canary_ids,
+    canary_logprobs,
+    check_gap,
+)
 from pear_ray.errors import WeightSyncError
 
 
@@ -46,8 +52,9 @@ def test_the_gap_is_the_mean_absolute_difference(student: Path) -> None:
     policy = load_policy(student)
     batch = canary_batch(272, device=torch.device("cpu"))
     assert batch.num_loss_tokens == 47
-    assert canary_gap(Reference(student, 0.0), policy, batch) < 1e-5
-    assert canary_gap(Reference(student, -0.25), policy, batch) == pytest.approx(0.25, abs=1e-4)
+    trained = canary_logprobs(policy, batch)
+    assert canary_gap(Reference(student, 0.0), trained, batch) < 1e-5
+    assert canary_gap(Reference(student, -0.25), trained, batch) == pytest.approx(0.25, abs=1e-4)
 
 
 def test_a_stale_weight_is_seen(student: Path) -> None:
@@ -55,4 +62,5 @@ def test_a_stale_weight_is_seen(student: Path) -> None:
     with torch.no_grad():
         policy.causal_lm.get_input_embeddings().weight.mul_(1.01)
     batch = canary_batch(272, device=torch.device("cpu"))
-    assert canary_gap(Reference(student, 0.0), policy, batch) > 1e-3
+    trained = canary_logprobs(policy, batch)
+    assert canary_gap(Reference(student, 0.0), trained, batch) > 1e-3

@@ -1,0 +1,122 @@
+"""One GPU, a model of Qwen3-0.6B's shape: SFT's pace, the engine's, a GRPO step and its turns.
+
+`python benchmarks/gpu.py` does all of it (about 6 minutes on an H100); with the name of a part
+(`sft`, `engine`, `rl`) only that one, leaving the others' figures as they are.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import in_process
+from record import Figure, write_parts
+
+from pear_ray.engines.environment import engine_environment
+
+PRIME_RL = 26_000  # tokens/s: prime-rl's BENCHMARKS for Qwen3-0.6B, one H100, 8192, checkpointing
+PRIME_RL_GIB = 31.7
+GOAL_OVERHEAD, GOAL_SYNC = 0.98, 0.05
+TIMEOUT_S = 240.0
+
+
+def main() -> None:
+    """Measure what is asked for, and write the figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        on_gpu("make_model", folder)
+        parts = {"sft": sft, "engine": engine, "rl": rl}
+        write_parts("gpu", {name: bind(part, folder) for name, part in parts.items()})
+
+
+def bind(part: Any, folder: str) -> Any:
+    """`part` of the model in `folder`."""
+    return lambda: part(folder)
+
+
+def sft(folder: str) -> list[Figure]:
+    """Tokens per second and memory, PEAR and uniform, with and without checkpointing."""
+    ceiling = on_gpu("tflops")
+    figures = [
+        Figure(name="sft: this GPU's own product of 8192^3", value=ceiling, unit="TFLOP/s"),
+    ]
+    pear = on_gpu("sft", folder, "pear", "checkpointing")
+    uniform = on_gpu("sft", folder, "uniform", "checkpointing")
+    whole = on_gpu("sft", folder, "pear", "kept")
+    for name, found in (("checkpointing", pear), ("everything kept", whole)):
+        figures += [
+            Figure(
+                name=f"sft: PEAR, rows of 8192, {name}",
+                value=found["tokens_per_s"],
+                unit="tokens/s",
+                reference=f"prime-rl on one H100, checkpointing: {PRIME_RL:,} (its BENCHMARKS)",
+                ratio=found["tokens_per_s"] / PRIME_RL,
+            ),
+            Figure(
+                name=f"sft: share of this GPU's own product, {name}",
+                value=found["tflops"] / ceiling,
+                unit="",
+            ),
+            Figure(
+                name=f"sft: peak memory, {name}",
+                value=found["peak_gib"],
+                unit="GiB",
+                reference=f"prime-rl: {PRIME_RL_GIB} GiB",
+                ratio=found["peak_gib"] / PRIME_RL_GIB,
+            ),
+        ]
+    ratio = pear["tokens_per_s"] / uniform["tokens_per_s"]
+    return [
+        *figures,
+        Figure(
+            name="sft: PEAR beside uniform, checkpointing",
+            value=pear["tokens_per_s"],
+            unit="tokens/s",
+            reference=f"our uniform SFT: {uniform['tokens_per_s']:,.0f} tokens/s",
+            ratio=ratio,
+            goal=f"at least {GOAL_OVERHEAD:g}",
+            holds=ratio >= GOAL_OVERHEAD,
+        ),
+    ]
+
+
+def engine(folder: str) -> list[Figure]:
+    """Sampling, scoring, sleeping and waking, eager and compiled."""
+    units = {"_per_s": "tokens/s", "_s": "s", "_gib": "GiB", "_gap": "nats"}
+    figures = []
+    for kind in ("eager", "compiled"):
+        for name, value in on_gpu("engine", folder, kind).items():
+            unit = next(unit for end, unit in units.items() if name.endswith(end))
+            figures.append(Figure(name=f"engine: {kind}, {name}", value=value, unit=unit))
+    return figures
+
+
+def rl(folder: str) -> list[Figure]:
+    """Phases, memory and mismatch of a GRPO step."""
+    found = on_gpu("rl", folder, "compiled")
+    share = found["time/sync_s"] / found["time/step_s"]
+    figures = [
+        Figure(name=f"rl: {name}", value=value, unit="s" if name.startswith("time/") else "")
+        for name, value in found.items()
+        if name.startswith(("time/", "memory/", "rl/mismatch", "rl/tokens", "rl/sync", "rl/comp"))
+    ]
+    return [
+        *figures,
+        Figure(
+            name="rl: weight sync's share of a step, wake and canary included",
+            value=share,
+            unit="",
+            goal=f"under {GOAL_SYNC:g}",
+            holds=share < GOAL_SYNC,
+        ),
+    ]
+
+
+def on_gpu(function: str, *arguments: Any) -> Any:
+    """What that function of gpu_measures returns, from a fresh process."""
+    environ = engine_environment(device="cuda", num_threads=4, kv_cache_gib=1)
+    return in_process(f"gpu_measures.{function}", *arguments, environ=environ, timeout_s=TIMEOUT_S)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The turns that a trainer and an engine take on one device."""
+
+import torch
+
+from pear_ray.config.colocation import ColocationConfig
+from pear_ray.engines import weights
+from pear_ray.engines.batches import TokenBatch
+from pear_ray.engines.policy import Policy
+from pear_ray.engines.trainer import Trainer
+from pear_ray.engines.vllm.engine import VllmEngine
+from pear_ray.engines.vllm.weights import WeightSender
+
+
+class SharedDevice:
+    """One rank's device. On a CPU nothing moves, and the same calls run."""
+
+    def __init__(
+        self,
+        config: ColocationConfig,
+        engine: VllmEngine,
+        trainer: Trainer,
+        *,
+        sender: WeightSender,
+        reference: Policy | None,
+        device: torch.device,
+    ) -> None:
+        self._engine, self._trainer, self._sender = engine, trainer, sender
+        self._reference, self._device = reference, device
+        on_gpu = device.type == "cuda"
+        self._moves_optimizer = on_gpu and config.offload != "none"
+        self._moves_weights = on_gpu and config.offload == "all"
+
+    def to_trainer(self) -> None:
+        """The policy trains next: the engine sleeps, and what was moved away comes back."""
+        self._engine.sleep()
+        if self._moves_weights:
+            self._move_weights(self._device)
+        if self._moves_optimizer:
+            self._trainer.move_optimizer(self._device)
+
+    def to_engine(self, canary: TokenBatch) -> float:
+        """The engine samples next, with the trainer's weights; their gap on `canary`, in nats.
+
+        The engine's cache comes last, when the trainer has given up all that it can: the two are
+        the largest there are. A collective when the policy is sharded.
+        """
+        host = torch.device("cpu")
+        if self._moves_optimizer:
+            self._trainer.move_optimizer(host)
+        self._release()
+        self._engine.wake("weights")
+        self._sender.publish_weights()
+        trained = weights.canary_logprobs(self._trainer.module, canary)
+        if self._moves_weights:
+            self._move_weights(host)
+        self._release()
+        self._engine.wake("kv_cache")
+        return weights.canary_gap(self._engine, trained, canary)
+
+    def _move_weights(self, device: torch.device) -> None:
+        self._trainer.module.to(device)
+        if self._reference is not None:
+            self._reference.to(device)
+
+    def _release(self) -> None:
+        """Give back what PyTorch keeps of freed tensors: the engine allocates past PyTorch."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
