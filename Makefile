@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN ?= jobs/runs/demo.yaml
 CHECKED := pear_ray jobs tests scripts benchmarks
 
-.PHONY: help venv demo test lint format docs bench lock clean
+.PHONY: help venv demo test test-gpu lint format docs bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: venv ## corpus, scores, PEAR SFT, GRPO, evaluation and report on this mach
 
 test: lint ## everything CI runs: lint, types, import layers, docs, tests
 	@$(BIN)/python -m pytest -m "not slow and not gpu" tests/unit tests/integration tests/e2e
+
+test-gpu: ## what needs a CUDA device, in the environment that `python` is of
+	@python -m pytest -m gpu tests/gpu
 
 lint: venv ## the checks without the tests
 	@$(BIN)/ruff check --quiet $(CHECKED)

@@ -40,11 +40,11 @@ from pear_ray.memory.phases import (
     PROCESS_BYTES,
     VERIFIER_BYTES,
     engine_slack,
-    gathered_for_sync,
     trainer_slack,
 )
 from pear_ray.memory.trainer_plan import TrainerPlan
 from pear_ray.memory.training import trainer_moments, trainer_state
+from pear_ray.memory.turns import gathered_for_sync
 
 MIB, GIB = 2**20, 2**30
 MOST_OFF = 0.15

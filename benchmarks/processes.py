@@ -13,7 +13,9 @@ ROOT = HERE.parent
 FOUND = "FOUND "  # libraries print as well
 # Hugging Face is not asked, and maths runs on one thread.
 ENVIRON = {
-    "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}",
+    "PYTHONPATH": os.pathsep.join(
+        each for each in (str(HERE), str(ROOT), os.environ.get("PYTHONPATH")) if each
+    ),
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }

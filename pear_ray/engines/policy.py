@@ -17,7 +17,7 @@ from pear_ray.algorithms.entropy import exact_entropies
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
 from pear_ray.config.sections import compute_dtype
 from pear_ray.engines import packed_attention
-from pear_ray.engines.batches import Row, TokenBatch, collate
+from pear_ray.engines.batches import HEAD_CHUNK_TOKENS, Row, TokenBatch, collate
 from pear_ray.errors import EngineError, InputError
 
 GUARD_TOKENS = 8
@@ -63,12 +63,11 @@ class Policy(nn.Module):
         predicting = hidden[batch.positions]  # [token, hidden]
         head = self.causal_lm.get_output_embeddings().weight.to(hidden.dtype)
         ids = batch.candidate_ids
+        how: Any = {"temperature": temperature, "chunk_tokens": HEAD_CHUNK_TOKENS[device]}
         if exact_entropy and batch.num_loss_tokens:
             return {
-                "logprobs": chosen_logprobs(
-                    predicting, head, batch.chosen_ids, temperature=temperature
-                ),
-                "entropies": exact_entropies(predicting, head, temperature=temperature),
+                "logprobs": chosen_logprobs(predicting, head, batch.chosen_ids, **how),
+                "entropies": exact_entropies(predicting, head, **how),
             }
         if not batch.num_loss_tokens:
             # Keeps the graph connected, so that this rank's backward joins the others' collectives.
@@ -79,20 +78,16 @@ class Policy(nn.Module):
             extras = {"candidates": candidates, "rest": nothing, "entropies": nothing.detach()}
             return {"logprobs": nothing} | extras
         if ids is None and not entropy_k:
-            return chosen_logprobs(predicting, head, batch.chosen_ids, temperature=temperature)
+            return chosen_logprobs(predicting, head, batch.chosen_ids, **how)
         outputs = {}
         if entropy_k:
-            outputs["entropies"] = top_k_entropies(
-                predicting, head, k=entropy_k, temperature=temperature
-            )
+            outputs["entropies"] = top_k_entropies(predicting, head, k=entropy_k, **how)
         if ids is None:
-            chosen = chosen_logprobs(predicting, head, batch.chosen_ids, temperature=temperature)
+            chosen = chosen_logprobs(predicting, head, batch.chosen_ids, **how)
             return outputs | {"logprobs": chosen}
         # The token's own id as one more column: no second pass over the vocabulary.
         columns = torch.cat([ids, batch.chosen_ids[:, None]], dim=1)
-        logprobs, rest = candidate_and_rest_logprobs(
-            predicting, head, columns, temperature=temperature
-        )
+        logprobs, rest = candidate_and_rest_logprobs(predicting, head, columns, **how)
         return outputs | {
             "logprobs": logprobs[:, -1],
             "candidates": logprobs[:, :-1],

@@ -13,9 +13,8 @@ from pear_ray.memory.model_shape import ModelShape
 
 FLOAT32_BYTES = 4
 LARGE_BLOCK_BYTES = 32 * 2**20  # from here on glibc's malloc never keeps a freed block
-# Keep in step with `chunk_tokens` of algorithms.logprobs and with engines.batches, which this layer
-# cannot import (torch); a test compares them.
-LOGPROB_CHUNK_TOKENS = 256
+# Keep in step with engines.batches, which this layer cannot import (torch); a test compares them.
+HEAD_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
 
 

@@ -82,7 +82,7 @@ def engine_resident(plan: EnginePlan) -> list[Item]:
                 setting=GPU_SHARE,
             )
         ]
-    return [_weights(plan), *_packed(plan), _kv_cache(plan)]
+    return [engine_weights(plan), *_packed(plan), _kv_cache(plan)]
 
 
 def engine_scoring(plan: EnginePlan) -> list[Moment]:
@@ -162,7 +162,7 @@ def engine_shortage(plan: EnginePlan) -> Shortage | None:
         return None
     share = int(plan.gpu_memory_fraction * plan.device_bytes)
     passes = engine_scoring(plan) if plan.chunk_tokens else engine_sampling(plan)
-    rest = share - _weights(plan).num_bytes - max(each.num_bytes for each in passes)
+    rest = share - engine_weights(plan).num_bytes - max(each.num_bytes for each in passes)
     if rest >= needed:
         return None
     return Shortage(
@@ -172,7 +172,8 @@ def engine_shortage(plan: EnginePlan) -> Shortage | None:
     )
 
 
-def _weights(plan: EnginePlan) -> Item:
+def engine_weights(plan: EnginePlan) -> Item:
+    """What the engine's weights take; of a quantised model as they are in its file."""
     if plan.shape.quantised_bytes is not None:
         size = plan.shape.quantised_bytes // plan.tensor_parallel_size
         return Item(name="engine's weights", num_bytes=size, formula="the quantised tensors' size")

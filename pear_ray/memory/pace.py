@@ -70,8 +70,8 @@ class Pace:
     Attributes:
         flops_per_s: Of matrix products at their best.
         bytes_per_s: Of its memory at its best.
-        training_share: Of `flops_per_s`, reached by a training step. Assumed.
-        prefill_share: Of `flops_per_s`, reached by passes over given tokens. Assumed.
+        training_share: Of `flops_per_s`, reached by a training step.
+        prefill_share: Of `flops_per_s`, reached by passes over given tokens.
         decoding_share: Of `bytes_per_s`, reached while tokens are sampled. Assumed.
         words: Where the first two are from.
     """
@@ -85,13 +85,16 @@ class Pace:
 
 
 def pace_of_gpu(device: Device, dtype: str) -> Pace:
-    """A GPU's pace with assumptions of the size that well-kept training code reports."""
+    """A GPU's pace, with the shares that one H100 reached (benchmarks/results/gpu.json).
+
+    Those are of a model of 0.6B parameters; larger ones reach more. Decoding's is assumed.
+    """
     flops = device.flops_per_s[dtype]
     return Pace(
         flops_per_s=flops,
         bytes_per_s=device.bytes_per_s,
-        training_share=0.35,
-        prefill_share=0.4,
+        training_share=0.14,
+        prefill_share=0.28,
         decoding_share=0.6,
         words=f"{device.name}: {flops / 1e12:g} TFLOP/s in {dtype}, "
         f"{device.bytes_per_s / 1e12:g} TB/s ({device.source})",

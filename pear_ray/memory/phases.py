@@ -8,7 +8,7 @@ from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
-from pear_ray.engines.vllm.spec import GATHERED_BYTES, MAX_NUM_SEQS
+from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
     LARGE_BLOCK_BYTES,
@@ -25,9 +25,10 @@ from pear_ray.memory.engine import (
 )
 from pear_ray.memory.items import GIB, Item, Moment, Phase, beside, moment
 from pear_ray.memory.model_shape import ModelShape, read_shape
-from pear_ray.memory.spread import gathered_root, spread_of
+from pear_ray.memory.spread import spread_of
 from pear_ray.memory.trainer_plan import TrainerPlan
 from pear_ray.memory.training import trainer_moments, trainer_state
+from pear_ray.memory.turns import colocated_moments, gathered_for_sync
 
 MIB = 2**20
 # Measured by benchmarks/plan.py (figures beginning with "process"), with room for how they vary.
@@ -254,45 +255,19 @@ def _colocated(
     verifiers: list[Item],
     notes: tuple[str, ...],
 ) -> Phase:
-    """A stage whose workers each hold a trainer and an engine all the time."""
-    moments = [*trainer_moments(trainer), *handing_over]
-    if config.cluster.device == "cpu":
-        between = trainer_state(trainer, gradients=False)
-        moments += beside(engine_sampling(engine), between)
+    """A stage whose workers each hold a trainer and an engine."""
     alone = beside(engine_sampling(engine), engine_resident(engine))
-    resident = [*_process(config, "rl"), *verifiers, *engine_resident(engine)]
+    moments = colocated_moments(name, config, trainer, engine, handing_over)
     return Phase(
         name=name,
         num_workers=config.cluster.num_trainers,
-        moments=beside(moments, resident),
+        moments=beside(moments, [*_process(config, "rl"), *verifiers]),
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         shortage=engine_shortage(engine),
         slack_bytes=trainer_slack(trainer) + engine_slack(engine, alone),
         on_host=spread_of(trainer).kept_on_host,
         notes=notes,
     )
-
-
-def gathered_for_sync(trainer: TrainerPlan) -> list[Item]:
-    """What a sync holds whole: the root, copied for vLLM, and as many layers as may be ahead."""
-    shape, each = trainer.shape, trainer.bytes_each
-    root = gathered_root(trainer)
-    layers = each * shape.num_layers * shape.layer_parameters
-    ahead = min(layers, max(GATHERED_BYTES, each * shape.layer_parameters))
-    return [
-        root,
-        Item(
-            name="copy of embedding and head for the engine",
-            num_bytes=root.num_bytes,
-            formula=root.formula,
-        ),
-        Item(
-            name="layers gathered ahead",
-            num_bytes=ahead,
-            formula=f"{each} bytes x {shape.layer_parameters:,} parameters of a layer, as many as "
-            f"{GATHERED_BYTES // MIB} MiB hold",
-        ),
-    ]
 
 
 def _engine(

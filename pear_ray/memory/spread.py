@@ -21,6 +21,7 @@ from pear_ray.memory.trainer_plan import TRAINERS, TrainerPlan
 BUCKET = 500_000_000  # numbers in DeepSpeed's reduce bucket (its default)
 MAX_LIVE = 1_000_000_000  # parameters that ZeRO-3 keeps whole at once (its default)
 SPLITS_GRADIENTS = 2  # the ZeRO stage
+MOMENTS, PARAMETERS = "AdamW's moments", "parameters"  # names of items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +80,8 @@ def _fsdp(plan: TrainerPlan, backend: FsdpBackend) -> Spread:
     """Split parameters, moments and gradients; the root whole during a step, a layer in turn."""
     shards = num_shards(plan)
     state = (
-        _share("parameters", plan, FLOAT32_BYTES, shards, of_all=True),
-        _share("AdamW's moments", plan, 2 * FLOAT32_BYTES, shards),
+        _share(PARAMETERS, plan, FLOAT32_BYTES, shards, of_all=True),
+        _share(MOMENTS, plan, 2 * FLOAT32_BYTES, shards),
         *_average(plan, shards),
     )
     gradients = (_share("gradients", plan, FLOAT32_BYTES, shards),)
@@ -129,8 +130,8 @@ def _ddp(plan: TrainerPlan) -> Spread:
     """All of it on every rank, and gradients a second time in the buckets they are reduced in."""
     each, trained = plan.bytes_each, plan.layer_trained
     kept = [
-        _share("parameters", plan, FLOAT32_BYTES, 1, of_all=True),
-        _share("AdamW's moments", plan, 2 * FLOAT32_BYTES, 1),
+        _share(PARAMETERS, plan, FLOAT32_BYTES, 1, of_all=True),
+        _share(MOMENTS, plan, 2 * FLOAT32_BYTES, 1),
         _share("buckets that gradients are reduced in", plan, FLOAT32_BYTES, 1),
         *_average(plan, 1),
     ]
@@ -159,10 +160,10 @@ def _deepspeed(plan: TrainerPlan, backend: DeepSpeedBackend) -> Spread:
     """ZeRO: a float32 copy of a rank's partition with its moments; gradients in its own buffers."""
     ranks, each, trained = plan.num_trainers, plan.bytes_each, plan.num_trained
     stage = backend.zero_stage
-    weights = _share("parameters", plan, each, num_shards(plan), of_all=True)
+    weights = _share(PARAMETERS, plan, each, num_shards(plan), of_all=True)
     state = [
         _share("ZeRO's float32 copy of its partition", plan, FLOAT32_BYTES, ranks),
-        _share("AdamW's moments", plan, 2 * FLOAT32_BYTES, ranks),
+        _share(MOMENTS, plan, 2 * FLOAT32_BYTES, ranks),
     ]
     splits_gradients = stage >= SPLITS_GRADIENTS or backend.offload != "none"
     gradients = _share("gradients", plan, each, ranks if splits_gradients else 1)

@@ -2,7 +2,7 @@
 
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
-    LOGPROB_CHUNK_TOKENS,
+    HEAD_CHUNK_TOKENS,
     layer_bytes_per_token,
     layer_gradient_activations,
     saved_activations,
@@ -189,7 +189,7 @@ def _inside_adapters(plan: TrainerPlan) -> list[Item]:
 
 
 def _logits_chunk(plan: TrainerPlan, *, bytes_each: int) -> Item:
-    tokens = min(LOGPROB_CHUNK_TOKENS, plan.batch.num_tokens)
+    tokens = min(HEAD_CHUNK_TOKENS[plan.device], plan.batch.num_tokens)
     return Item(
         name="logits of one chunk",
         num_bytes=bytes_each * tokens * plan.shape.vocab_size,

@@ -56,7 +56,7 @@ def test_asleep_it_holds_little_and_answers_nothing(engine: Any) -> None:
 @pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
 def test_turns_on_one_device(engine: Any, student: Path, offload: str) -> None:
     policy = shard(load_policy(student), device="cuda", dtype="bfloat16")
-    trainer = NativeTrainer(policy, OptimizerConfig(learning_rate=0.05), num_steps=4)
+    trainer = NativeTrainer(policy, OptimizerConfig(learning_rate=0.003), num_steps=4)
     shared = SharedDevice(
         ColocationConfig(offload=offload),  # pyrefly: ignore[bad-argument-type]
         engine,
@@ -75,5 +75,5 @@ def test_turns_on_one_device(engine: Any, student: Path, offload: str) -> None:
         [scored] = engine.score([weights.canary_ids(policy.causal_lm.config.vocab_size)])
         answers.append(float(scored[1:].mean()))
     assert answers == sorted(answers)  # it learns the canary, and the engine with it
-    assert answers[-1] - answers[0] > 0.5
+    assert answers[-1] - answers[0] > 0.1
     weights.load_checkpoint(engine, student, max_gap=0.05)

@@ -1,7 +1,6 @@
 """Bytes kept for backward, worked out by hand and counted from what autograd saves."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ import pytest
 import torch
 import transformers
 
-from pear_ray.algorithms.logprobs import chosen_logprobs
 from pear_ray.engines import batches
 from pear_ray.engines.batches import Row, collate, plan_microbatches
 from pear_ray.engines.policy import Policy, load_policy
 from pear_ray.memory.activations import (
     ENOUGH_TOKENS,
-    LOGPROB_CHUNK_TOKENS,
+    HEAD_CHUNK_TOKENS,
     Microbatch,
     largest_microbatch,
     layer_bytes_per_token,
@@ -98,8 +96,7 @@ def test_largest_microbatch(
 
 
 def test_constants_of_modules_that_import_torch() -> None:
-    parameter = inspect.signature(chosen_logprobs).parameters["chunk_tokens"]
-    assert parameter.default == LOGPROB_CHUNK_TOKENS
+    assert batches.HEAD_CHUNK_TOKENS == HEAD_CHUNK_TOKENS
     assert batches.ENOUGH_TOKENS == ENOUGH_TOKENS
 
 

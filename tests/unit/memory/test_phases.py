@@ -104,9 +104,14 @@ def test_evaluating_while_sft_trains_takes_an_engine() -> None:
     least += VERIFIER_BYTES + PROCESS_BYTES["rl"] - PROCESS_BYTES["sft"]
     assert extra == least
     on_cuda = run("cluster.device=cuda", "models.dtype=bfloat16", "sft.pass_at_k={every: 5}")
-    found = mends("sft", on_cuda, device=48 * GIB)
-    assert found["sft.pass_at_k"] is None
-    assert found["cluster.gpu_memory_fraction"] < 0.85
+    # There the engine sleeps while the policy trains, and is awake beside its state alone.
+    [awake] = [
+        each
+        for each in phases(on_cuda, device=48 * GIB)["sft"].moments
+        if each.name == "the engine is awake"
+    ]
+    assert {"vLLM's share of the GPU", "AdamW's moments", "parameters"} <= names(awake)
+    assert "saved activations" not in " ".join(names(awake))
 
 
 def test_rl_that_evaluates_has_its_verifiers_too() -> None:
@@ -234,8 +239,22 @@ def test_more_trainers_split_the_state_on_gpus() -> None:
 
 
 def test_an_engine_leaves_the_trainer_its_part_of_a_gpu() -> None:
-    found = mends("rl", run("cluster.device=cuda", "models.dtype=bfloat16"), device=24 * GIB)
+    stays = ("cluster.device=cuda", "models.dtype=bfloat16", "rl.colocation.sleep=false")
+    found = mends("rl", run(*stays), device=24 * GIB)
     assert found["cluster.gpu_memory_fraction"] < 0.85
+
+
+def test_an_engine_that_sleeps_leaves_the_gpu_to_the_trainer() -> None:
+    config = ("cluster.device=cuda", "models.dtype=bfloat16", "cluster.num_trainers=1")
+    state = {"none": {"AdamW's moments", "parameters"}, "optimizer": {"parameters"}, "all": set()}
+    for offload, kept in state.items():
+        rl = phases(run(*config, f"rl.colocation.offload={offload}"), device=24 * GIB)["rl"]
+        [awake] = [each for each in rl.moments if each.name == "the engine is awake"]
+        assert names(awake) & {"AdamW's moments", "parameters"} == kept
+        others = [each for each in rl.moments if each is not awake]
+        assert not any("vLLM's share of the GPU" in names(each) for each in others)
+        [sync] = [each for each in rl.moments if each.name == "weight sync"]
+        assert "engine's weights" in names(sync)
 
 
 def test_a_cache_that_is_too_small_is_made_larger() -> None:
