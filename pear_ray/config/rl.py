@@ -16,6 +16,7 @@ from pear_ray.config.rl_losses import (
     OverlongConfig,
     PolicyLossConfig,
 )
+from pear_ray.config.rl_sampling import DynamicSamplingConfig
 from pear_ray.config.sections import OptimizerConfig
 
 
@@ -37,6 +38,8 @@ class RlConfig(Section):
     """Sampling temperature; the trainer divides its logits by it as well."""
     max_tokens: Annotated[int, Field(gt=0)] = 128
     """Longest completion, in tokens."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Sample further problems where all outcomes of a group are equal; off unless this is set."""
     updates_per_batch: Annotated[int, Field(gt=0)] = 1
     """Optimizer steps per rollout batch, each on its own share of the groups. With more than one
     the trainer's log-probs before the first are computed too, for the ratios."""

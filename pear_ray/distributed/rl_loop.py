@@ -15,6 +15,7 @@ from pear_ray.distributed.evaluation import join_evaluation
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_rollouts import RolloutMaker
+from pear_ray.distributed.rl_sampling import BatchMaker, sampling_metrics
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import (
@@ -92,10 +93,11 @@ class GrpoWorker:
             world_size=self.world_size,
         )
         self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
+        self.batches = BatchMaker(self.rollouts, warn=self._warn)
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
-        restore(self.trainer)
+        restore(self.trainer, self.batches)
         self.publish_weights()
         if self.trainer.step_count == 0 and (before := self._pass_at_k(0)) and self.rank == 0:
             self.log.log(before, step=0, num_steps=self.config.num_steps)
@@ -106,18 +108,21 @@ class GrpoWorker:
             if self.rank == 0:
                 self.log.log(metrics, step=step + 1, num_steps=self.config.num_steps)
                 if metrics["rl/mismatch/mean_gap"] > self.config.mismatch_alert:
-                    self.log.event(
-                        "warning",
+                    self._warn(
                         f"step {step + 1}: sampler and trainer log-probs differ by "
                         f"{metrics['rl/mismatch/mean_gap']:.3g} nats per token on average "
-                        f"(alert above {self.config.mismatch_alert:g})",
+                        f"(alert above {self.config.mismatch_alert:g})"
                     )
             last = step + 1 == self.config.num_steps
             if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
-                commit(self.trainer)
+                commit(self.trainer, self.batches)
             if self.stop and not last:
                 return
         export(self.trainer, self.chat, self.stage_dir / MODEL)
+
+    def _warn(self, message: str) -> None:
+        if self.rank == 0:
+            self.log.event("warning", message)
 
     def _pass_at_k(self, step: int) -> dict[str, float]:
         """What the evaluate stage would say of the weights, where the config wants it now."""
@@ -133,24 +138,26 @@ class GrpoWorker:
             WeightSyncError: The engine does not hold the new weights.
         """
         laps = Laps(self.device)
-        sampled = self.rollouts.sample(step)
-        laps.lap("sample")
-        groups = self.rollouts.reward(sampled, policy_version=self.trainer.step_count)
-        self.rollouts.check_rewards(groups)
-        laps.lap("reward")
+        batch = self.batches.make(step, policy_version=self.trainer.step_count, laps=laps)
         self.shared.to_trainer()
         laps.lap("wake_trainer")
-        trained, result = self.train(groups)
-        mine = rollout_sums(groups) | {"max/stop": float(stop_wished(self.stage_dir))}
+        trained, result = self.train(batch.groups)
+        # Of all that was sampled: what dynamic sampling leaves says little of the policy.
+        mine = rollout_sums(batch.sampled) | batch.sums
+        mine["max/stop"] = float(stop_wished(self.stage_dir))
         laps.lap("train")
         gap = self.publish_weights()
         laps.lap("sync")
         sums = _over_ranks(mine | lap_times(laps))
         self.stop = bool(sums["max/stop"])  # the same on every rank
-        return step_metrics(trained | sums) | {
-            "rl/sync_gap": gap,
-            "rl/learning_rate": result.learning_rate,
-        }
+        return (
+            step_metrics(trained | sums)
+            | sampling_metrics(sums)
+            | {
+                "rl/sync_gap": gap,
+                "rl/learning_rate": result.learning_rate,
+            }
+        )
 
     def publish_weights(self) -> float:
         """Put the trainer's weights into this rank's engine; compare on the canary (a collective).

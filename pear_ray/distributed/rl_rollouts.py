@@ -46,9 +46,21 @@ class RolloutMaker:
         self.rank, self.world_size = rank, world_size
         self.problems = make_problems(config.problems)
 
-    def sample(self, step: int) -> list[Sampled]:
-        """`group_size` completions of each of this rank's problems of the step."""
-        problems = self._my_problems(step)
+    def places_of(self, step: int) -> range:
+        """The step's places in the endless seeded order of problems, over all ranks."""
+        begin = step * self.config.prompts_per_step
+        return range(begin, begin + self.config.prompts_per_step)
+
+    def sample(self, step: int, places: Sequence[int] | None = None) -> list[Sampled]:
+        """`group_size` completions of each of this rank's problems of the step.
+
+        Args:
+            step: Counts from 0.
+            places: All ranks' places; the step's own unless given.
+        """
+        problems = self._my_problems(self.places_of(step) if places is None else places)
+        if not problems:
+            return []
         prompts = [self.chat.prompt_ids(problem.question) for _, problem in problems]
         sampling = [
             Sampling(
@@ -102,11 +114,10 @@ class RolloutMaker:
             first=first_error(one.reward for one in mine),
         )
 
-    def _my_problems(self, step: int) -> list[tuple[int, Problem]]:
-        """This rank's problems of the step, each with its place in the endless seeded order."""
-        begin = step * self.config.prompts_per_step
-        places = range(begin, begin + self.config.prompts_per_step)[self.rank :: self.world_size]
-        return [(place, self.problems[self._order(place)]) for place in places]
+    def _my_problems(self, places: Sequence[int]) -> list[tuple[int, Problem]]:
+        """This rank's problems of all ranks' `places`, each with its place."""
+        mine = places[self.rank :: self.world_size]
+        return [(place, self.problems[self._order(place)]) for place in mine]
 
     def _order(self, place: int) -> int:
         epoch, index = divmod(place, len(self.problems))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import torch
@@ -190,20 +190,32 @@ def start_worker(cluster: ClusterConfig) -> torch.device:
     return torch.device("cpu")
 
 
-def restore(trainer: Trainer) -> bool:
+class Resumable(Protocol):
+    """What a checkpoint holds beside the trainer: all that decides how a loop goes on."""
+
+    def save(self, folder: Path) -> None:
+        """Write it on rank 0, or each rank its own part, under names of its own."""
+
+    def load(self, folder: Path) -> None:
+        """Take up where `save` left off, on every rank."""
+
+
+def restore(trainer: Trainer, *others: Resumable) -> bool:
     """Load the last committed checkpoint into `trainer`, if there is one (a collective)."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return False
     with checkpoint.as_directory() as folder:
-        trainer.load(Path(folder))
+        for each in (trainer, *others):
+            each.load(Path(folder))
     return True
 
 
-def commit(trainer: Trainer) -> None:
-    """Checkpoint `trainer` after its current step (a collective)."""
+def commit(trainer: Trainer, *others: Resumable) -> None:
+    """Checkpoint `trainer`, and what is not in it, after its current step (a collective)."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer.save(Path(folder))
+        for each in (trainer, *others):
+            each.save(Path(folder))
         ray.train.report(
             {"step": trainer.step_count},
             checkpoint=Checkpoint.from_directory(folder),

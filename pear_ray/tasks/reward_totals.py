@@ -33,9 +33,8 @@ def reward_sums(groups: Sequence[Sequence[Reward]]) -> dict[str, float]:
 
     A group is degenerate where all its outcomes agree: what a shaped sum adds is no outcome.
     """
-    verdicts = [[one for one in group if is_verdict(one)] for group in groups]
-    judged = [one for group in verdicts for one in group]
-    outcomes = [{one.status for one in group} for group in verdicts if group]
+    judged = [one for group in groups for one in group if is_verdict(one)]
+    outcomes = [found for group in groups if (found := outcomes_of(group))]
     sums = {
         "rewards": sum(map(len, groups)),
         "judged": len(judged),
@@ -62,6 +61,11 @@ def reward_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         for key, value in sums.items()
         if key.startswith(_COMPONENT)
     }
+
+
+def outcomes_of(group: Iterable[Reward]) -> set[RewardStatus]:
+    """The outcomes that occur in a group: one where it is degenerate, none without a verdict."""
+    return {one.status for one in group if is_verdict(one)}
 
 
 def first_error(rewards: Iterable[Reward]) -> str:

@@ -1,39 +1,13 @@
 """The GRPO loop with a real engine, driven step by step in one process."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import job, run_config
 
-from pear_ray.config.run import validate_run
 from pear_ray.engines.vllm import weights as transfer
 from pear_ray.errors import WeightSyncError
-
-
-@pytest.fixture
-def start_grpo(
-    process_group: None, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """What starts real GRPO workers that borrow the shared engine rather than start their own."""
-    from pear_ray.distributed import rl_loop
-
-    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
-    workers = []
-
-    def start(**rl: Any) -> Any:
-        tree = run_config(tmp_path).model_dump(mode="json")
-        tree["rl"] |= rl
-        worker = rl_loop.GrpoWorker(job(validate_run(tree, origin="test"), tmp_path, "rl"))
-        workers.append(worker)
-        worker.publish_weights()
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.pool.close()
 
 
 @pytest.fixture
