@@ -13,6 +13,7 @@ from pear_ray.errors import InputError
 from pear_ray.machine import memory_bytes
 from pear_ray.memory.items import Verdict, summary
 from pear_ray.memory.phases import Memory, plan_phases, read_shapes
+from pear_ray.tasks.difficulty import describe_band
 from pear_ray.tasks.problem_sets import num_problems
 
 
@@ -99,6 +100,8 @@ def _reward_lines(config: RunConfig) -> Iterator[str]:
         )
         terms = describe_rewards(rewards)
         yield f"  {stage:<9} {num_problems(problems)} problems of {source}: {terms}"
+    if words := describe_band(config.rl):
+        yield f"  {'rl':<9} {words}"
 
 
 def _device_lines(config: RunConfig) -> Iterator[str]:

@@ -21,6 +21,7 @@ from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.preflight import Models
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
+from pear_ray.tasks.difficulty import describe_band, rates_content
 from pear_ray.tasks.problem_sets import content_of
 from pear_ray.telemetry.live import LiveView
 from pear_ray.telemetry.metrics_log import (
@@ -93,7 +94,8 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
         behavior=models.behavior_fingerprint,
     )
     add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
-    add("rl", [tree["rl"], group], sft=found["sft"], **content_of(config.rl.problems))
+    problems = content_of(config.rl.problems) | rates_content(config.rl)
+    add("rl", [tree["rl"], group], sft=found["sft"], **problems)
     evaluated = content_of(config.evaluate.problems)
     add(
         "evaluate",
@@ -171,6 +173,8 @@ def run(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path
         preflight.check_corpus(config, models)
     if {"collect", "rl", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
+        if "rl" in to_make and (words := describe_band(config.rl)):
+            sys.stdout.write(f"rl: {words}\n")
     if config.cluster.address is None and ENGINE_STAGES.intersection(to_make):
         check_capacity(config, preflight.local_resources(config.cluster.device))
     run_dirs.claim(run_dir, name=config.name)

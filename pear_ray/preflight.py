@@ -24,6 +24,7 @@ from pear_ray.engines.model_files import (
 from pear_ray.errors import ConfigError, InputError, RewardError
 from pear_ray.records import Problem
 from pear_ray.tasks.components import check_math_installed
+from pear_ray.tasks.difficulty import training_problems
 from pear_ray.tasks.problem_sets import check_verifiable, evaluation_problems, make_problems
 from pear_ray.tasks.reward_pool import RewardPool
 
@@ -174,7 +175,7 @@ def _problem_sets(
         made = _naming("corpus.problems", lambda: make_problems(corpus.problems))
         yield "corpus.problems", made, corpus.max_tokens, corpus.rewards
     if "rl" in stages:
-        made = _naming("rl.problems", lambda: make_problems(rl.problems))
+        made = _naming("rl.problems", lambda: training_problems(rl))
         yield "rl.problems", made, rl.max_tokens, rl.rewards
     wanted = [each.pass_at_k for each in (rl, config.sft) if each.pass_at_k is not None]
     if "evaluate" in stages or wanted:

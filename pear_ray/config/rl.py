@@ -16,7 +16,7 @@ from pear_ray.config.rl_losses import (
     OverlongConfig,
     PolicyLossConfig,
 )
-from pear_ray.config.rl_sampling import DynamicSamplingConfig
+from pear_ray.config.rl_sampling import DifficultyConfig, DynamicSamplingConfig
 from pear_ray.config.sections import OptimizerConfig
 
 
@@ -25,6 +25,8 @@ class RlConfig(Section):
 
     problems: ProblemSetConfig
     """Training problems, visited in a seeded order, epoch after epoch."""
+    difficulty: DifficultyConfig | None = None
+    """Train on those only whose pass rate lies in a band; on all unless this is set."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     num_steps: Annotated[int, Field(gt=0)]
@@ -79,6 +81,16 @@ class RlConfig(Section):
     above it the step fails. None: 1e-4 in float32, 0.3 in bfloat16."""
     mismatch_alert: Annotated[float, Field(gt=0)] = 0.01
     """Mean absolute log-prob gap over a step's rollouts above which a warning is logged."""
+
+    @model_validator(mode="after")
+    def _has_rates(self) -> "RlConfig":
+        by_column = self.difficulty is not None and self.difficulty.rates.kind == "column"
+        if by_column and self.problems.kind != "file":
+            raise ValueError(
+                "difficulty.rates.kind=column reads the problem file, and problems are games; use "
+                "{kind: table, path: RUN/evaluate/samples.parquet}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _buffer_fits(self) -> "RlConfig":

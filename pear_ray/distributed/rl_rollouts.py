@@ -13,7 +13,7 @@ from pear_ray.engines.trainer import gather_over_ranks
 from pear_ray.engines.vllm.engine import VllmEngine
 from pear_ray.engines.vllm.spec import Sampling
 from pear_ray.records import Completion, Problem, RewardStatus, Rollout, RolloutGroup
-from pear_ray.tasks.problem_sets import make_problems
+from pear_ray.tasks.difficulty import training_problems
 from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.tasks.reward_totals import check_errored, first_error
 
@@ -44,7 +44,7 @@ class RolloutMaker:
         self.config, self.seed = config, seed
         self.chat, self.engine, self.pool = chat, engine, pool
         self.rank, self.world_size = rank, world_size
-        self.problems = make_problems(config.problems)
+        self.problems = training_problems(config)
 
     def places_of(self, step: int) -> range:
         """The step's places in the endless seeded order of problems, over all ranks."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.problems import FileProblems, ProblemSetConfig
 from pear_ray.config.rewards import RewardConfig, name_of, wants_answer
+from pear_ray.config.rl_sampling import TableRates
 from pear_ray.config.run import RunConfig, verified_sections
 from pear_ray.errors import InputError
 from pear_ray.records import Problem
@@ -85,7 +86,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         for name, section in verified_sections(config).items()
         if isinstance(section.problems, FileProblems)
     }
-    return config.model_copy(update=sections)
+    moved = config.model_copy(update=sections)
+    band = moved.rl.difficulty
+    if band is None or not isinstance(band.rates, TableRates):
+        return moved
+    path = str(Path(band.rates.path).expanduser().absolute())
+    band = band.model_copy(update={"rates": band.rates.model_copy(update={"path": path})})
+    return moved.model_copy(update={"rl": moved.rl.model_copy(update={"difficulty": band})})
 
 
 def content_of(config: ProblemSetConfig) -> dict[str, str]:
