@@ -81,6 +81,9 @@ class OverlongConfig(Section):
     mask_truncated: bool = False
     """Leave completions that were cut off out of the loss and its denominator; their reward still
     counts in their group's baseline."""
+    max_truncated_fraction: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """The run stops at the first step where more of its completions are cut: a policy that cannot
+    end its answer. 1: it never does."""
 
 
 class MismatchCorrectionConfig(Section):

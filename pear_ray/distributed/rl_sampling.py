@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pear_ray.distributed.rl_endings import check_endings
 from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.train_group import Laps
 from pear_ray.records import RolloutGroup
@@ -88,6 +89,7 @@ class BatchMaker:
 
         Raises:
             RewardError: Too large a share of the rewards could not be computed.
+            TrainingError: It is the first step, and the policy does not end its completions.
         """
         if self._settings is not None:
             wanted = self._maker.config.prompts_per_step
@@ -150,6 +152,8 @@ class BatchMaker:
         """Put this rank's groups of `places` among those it has of the step."""
         maker = self._maker
         sampled = maker.sample(step, places)
+        if step == 0 and not mine:
+            check_endings(maker, sampled)
         laps.lap("sample")
         groups = maker.reward(sampled, policy_version=policy_version)
         mine |= dict(zip(places[maker.rank :: maker.world_size], groups, strict=True))

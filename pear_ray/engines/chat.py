@@ -90,6 +90,13 @@ class ChatTokenizer:
         text = self._render([{"role": "user", "content": question}], answer_begins=True)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def answer_ending(self) -> str:
+        """What the template writes behind an answer, as text: how a policy learns to end one."""
+        content = "answer"
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
+        text = self._render(messages, answer_begins=False)
+        return text[text.rfind(content) + len(content) :]
+
     def example(
         self, messages: Sequence[Mapping[str, str]], *, train_on: TrainOn = "all"
     ) -> tuple[list[int], list[bool]]:

@@ -103,6 +103,13 @@ class VllmEngine:
         outputs = self.llm.generate(requests, params, use_tqdm=False)
         return [[self._completion(sample) for sample in output.outputs] for output in outputs]
 
+    def end_tokens(self) -> list[str]:
+        """The tokens at which a completion ends: the tokenizer's, and generation_config.json's."""
+        found = self.llm.model_config.try_get_generation_config().get("eos_token_id") or []
+        ids = [found] if isinstance(found, int) else found
+        ends = dict.fromkeys([self.tokenizer.eos_token_id, *ids])
+        return self.tokenizer.convert_ids_to_tokens(list(ends))
+
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Natural-log probability of each id given those before it, float32 [seq] per sequence.
 
