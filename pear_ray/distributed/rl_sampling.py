@@ -20,6 +20,7 @@ from pear_ray.records import RolloutGroup
 from pear_ray.tasks.reward_totals import outcomes_of
 
 CURSOR_FILE = "sampling.json"
+SAMPLED_GROUPS = "rl/dynamic_sampling/sampled_groups"
 
 
 class Worth(IntEnum):
@@ -180,7 +181,7 @@ def sampling_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     sampled, trained = sums["sampled_groups"], sums["trained_groups"]
     return {
         "rl/dynamic_sampling/rounds": sums["max/sampling_rounds"],
-        "rl/dynamic_sampling/sampled_groups": sampled,
+        SAMPLED_GROUPS: sampled,
         "rl/dynamic_sampling/kept_fraction": trained / sampled,
         "rl/dynamic_sampling/filled_fraction": 1 - sums["informative_groups"] / trained,
         "rl/dynamic_sampling/discarded_tokens": sums["discarded_tokens"],

@@ -5,6 +5,7 @@ from pathlib import Path
 from pear_ray.artifacts import manifest
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.rl_loop import rl_loop
+from pear_ray.distributed.rl_sampling import SAMPLED_GROUPS
 from pear_ray.distributed.session import ray_session
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.tasks.problem_sets import with_absolute_paths
@@ -34,14 +35,17 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             stage_dir=stage_dir,
         )
     records = latest_by_step(read_metrics(run_dir / "metrics.jsonl"), "rl")
-    rollouts = config.rl.prompts_per_step * config.rl.group_size
-    # Step 0 is an evaluation before training.
-    lengths = [record.metrics["rl/completion_length/mean"] for record in records if record.step]
+    per_group = config.rl.group_size
+    # Step 0 is an evaluation before training. With dynamic sampling steps sample more than they
+    # train on.
+    steps = [record.metrics for record in records if record.step]
+    rollouts = [per_group * each.get(SAMPLED_GROUPS, config.rl.prompts_per_step) for each in steps]
+    lengths = [each["rl/completion_length/mean"] for each in steps]
     return manifest.complete(
         stage_dir,
         counts={
             "steps": config.rl.num_steps,
-            "rollouts": rollouts * config.rl.num_steps,
-            "tokens": round(rollouts * sum(lengths)),
+            "rollouts": round(sum(rollouts)),
+            "tokens": round(sum(n * mean for n, mean in zip(rollouts, lengths, strict=True))),
         },
     )

@@ -186,6 +186,13 @@ def test_problems_of_a_file_without_a_verifier(refused: Callable[..., str]) -> N
     assert "name another, e.g. rl.rewards.components=[{kind: exact}]" in message
 
 
+def test_a_band_without_rates(refused: Callable[..., str]) -> None:
+    message = refused("rl.difficulty={rates: {kind: table, path: none.parquet}}")
+    assert message.startswith("InputError: rl.difficulty.rates.path=none.parquet: no Parquet file")
+    message = refused("rl.difficulty={low: 0.2}")
+    assert "rl: difficulty.rates.kind=column reads the problem file, and problems are ga" in message
+
+
 def test_a_problem_set_of_an_unknown_kind(refused: Callable[..., str]) -> None:
     message = refused("rl.problems={kind: files, path: own.jsonl}")
     assert "rl.problems: kind of a problem set is `games` or `file`" in message

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pear_ray import dry_run, pipeline, preflight
@@ -208,3 +210,30 @@ def test_a_dry_run_says_what_would_be_taken(corpus: Path, tmp_path: Path) -> Non
     stages = only_sft.partition("stages\n")[2].partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in stages] == ["collect", "score", "sft"]
     assert not (tmp_path / "t").exists()
+
+
+def test_a_band_of_pass_rates_is_told_and_is_part_of_rl(corpus: Path, tmp_path: Path) -> None:
+    lines = [{"prompt": f"{n} + 1?", "answer": n + 1, "rate": n / 4} for n in range(5)]
+    problems = tmp_path / "sums.jsonl"
+    problems.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    settings: dict[str, Any] = {
+        "models__policy": "embedded:student",
+        "models__behavior": "embedded:teacher",
+        "models__max_model_len": 256,
+        "rl__problems": {"kind": "file", "path": str(problems)},
+        "rl__rewards": {"components": [{"kind": "exact"}]},
+        "rl__difficulty": {"rates": {"column": "rate"}},
+    }
+    config = run_config(corpus, output_dir=str(tmp_path), **settings)
+    said = "3 of 5 problems kept, with pass rates from 0.1 to 0.9 (1 below, 1 above)"
+    assert said in dry_run.describe(config)
+    table = tmp_path / "rates.parquet"
+    identities = []
+    for rate in (0.5, 0.6):
+        rows = [{"problem_id": f"sums/{n}", "pass_rate": rate} for n in range(1, 6)]
+        pq.write_table(pa.Table.from_pylist(rows), table)
+        by_table = {"rl__difficulty": {"rates": {"kind": "table", "path": str(table)}}}
+        found = pipeline.fingerprints(run_config(corpus, **settings | by_table), MODELS)
+        identities.append(found)
+    assert identities[0]["sft"] == identities[1]["sft"]
+    assert identities[0]["rl"] != identities[1]["rl"]
