@@ -78,8 +78,9 @@ class TelemetryConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak learning rate."""
+    learning_rate: Annotated[float, Field(ge=0)]
+    """Peak learning rate. 0 leaves the weights as they are, to the bit: a run that tries a set-up
+    out."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps over which the rate rises linearly from zero."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0

@@ -14,6 +14,7 @@ from pear_ray.distributed.evaluation import join_evaluation
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_rollouts import RolloutMaker
+from pear_ray.distributed.rl_self_test import check_start
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import (
@@ -53,7 +54,7 @@ class GrpoWorker:
 
     def __init__(self, job: TrainJob) -> None:
         run = job.config
-        self.config = run.rl
+        self.config, self.dtype = run.rl, run.models.dtype
         self.stage_dir = job.run_dir / "rl"
         self.pool = RewardPool(self.config.rewards)  # first: its processes start up meanwhile
         self.device = start_worker(run.cluster)
@@ -88,8 +89,11 @@ class GrpoWorker:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
         restore(self.trainer)
         self.publish_weights()
-        if self.trainer.step_count == 0 and (before := self._pass_at_k(0)) and self.rank == 0:
-            self.log.log(before, step=0, num_steps=self.config.num_steps)
+        before = check_start(self, dtype=self.dtype)  # also where a restart put it elsewhere
+        if self.trainer.step_count == 0:
+            before |= self._pass_at_k(0)
+            if self.rank == 0:
+                self.log.log(before, step=0, num_steps=self.config.num_steps)
         # Checkpoints are made between rollout batches only.
         done = self.trainer.step_count // self.config.updates_per_batch
         for step in range(done, self.config.num_steps):

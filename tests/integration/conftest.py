@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from training_runs import job, run_config
 
 from pear_ray.artifacts.tables import SCORED, write_rows
+from pear_ray.config.run import validate_run
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.environment import engine_environment
 
@@ -87,3 +89,32 @@ def scored(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     write_rows(folder / "rows.parquet", rows, SCORED)
     return tmp_path
+
+
+@pytest.fixture
+def start_grpo(
+    process_group: None, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """What starts real GRPO workers that borrow the shared engine rather than start their own."""
+    from pear_ray.distributed import rl_loop
+
+    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
+    workers = []
+
+    def start(**rl: Any) -> Any:
+        tree = run_config(tmp_path).model_dump(mode="json")
+        tree["rl"] |= rl
+        worker = rl_loop.GrpoWorker(job(validate_run(tree, origin="test"), tmp_path, "rl"))
+        workers.append(worker)
+        worker.publish_weights()
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.pool.close()
+
+
+@pytest.fixture
+def grpo(start_grpo: Any) -> Any:
+    """One with the test's defaults."""
+    return start_grpo()

@@ -1,45 +1,14 @@
 """The GRPO loop with a real engine, driven step by step in one process."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import job, run_config
+from training_runs import parameters_of
 
-from pear_ray.config.run import validate_run
 from pear_ray.engines.vllm import weights as transfer
 from pear_ray.errors import WeightSyncError
-
-
-@pytest.fixture
-def start_grpo(
-    process_group: None, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """What starts real GRPO workers that borrow the shared engine rather than start their own."""
-    from pear_ray.distributed import rl_loop
-
-    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
-    workers = []
-
-    def start(**rl: Any) -> Any:
-        tree = run_config(tmp_path).model_dump(mode="json")
-        tree["rl"] |= rl
-        worker = rl_loop.GrpoWorker(job(validate_run(tree, origin="test"), tmp_path, "rl"))
-        workers.append(worker)
-        worker.publish_weights()
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.pool.close()
-
-
-@pytest.fixture
-def grpo(start_grpo: Any) -> Any:
-    """One with the test's defaults."""
-    return start_grpo()
 
 
 def make_groups(worker: Any, step: int = 0) -> Any:
@@ -96,12 +65,6 @@ def test_nothing_is_corrected_while_nothing_is_learnt(start_grpo: Any) -> None:
         assert metrics["rl/correction/ess_fraction"] == pytest.approx(1.0, abs=1e-6)
         assert metrics["rl/grad_norm"] > 0
     assert all(torch.equal(before[name], value) for name, value in parameters_of(worker))
-
-
-def parameters_of(worker: Any) -> list[tuple[str, torch.Tensor]]:
-    worker.trainer.module.reshard()  # the root stays gathered after a forward pass
-    named = worker.trainer.module.named_parameters()
-    return [(name, parameter.detach().full_tensor()) for name, parameter in named]
 
 
 def test_two_updates_of_a_batch_move_the_weights_twice(
@@ -210,3 +173,23 @@ def test_errored_rewards_stop_the_run(grpo: Any) -> None:
 
 def _fields(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
+
+
+def test_twenty_steps_at_rate_zero_change_nothing(start_grpo: Any) -> None:
+    """Whatever drifts without an update is numerics: nothing may."""
+    worker = start_grpo(
+        updates_per_batch=2,
+        prompts_per_step=2,
+        group_size=4,
+        max_tokens=32,
+        optimizer={"learning_rate": 0.0, "weight_decay": 0.1},
+    )
+    before = {name: value.clone() for name, value in parameters_of(worker)}
+    for step in range(20):
+        metrics = worker.step(step)
+        assert metrics["rl/ratio/max"] == metrics["rl/ratio/min"] == 1.0
+        assert metrics["rl/clip_fraction"] == 0.0
+        assert metrics["rl/mismatch/max_gap"] < 1e-4
+        assert metrics["rl/sync_gap"] < 1e-5
+        after = dict(parameters_of(worker))
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
