@@ -59,6 +59,7 @@ class GrpoWorker:
         self.pool = RewardPool(self.config.rewards)  # first: its processes start up meanwhile
         self.device = start_worker(run.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
         self.engine = VllmEngine(
@@ -83,7 +84,6 @@ class GrpoWorker:
             rank=self.rank,
             world_size=self.world_size,
         )
-        self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
@@ -151,15 +151,19 @@ class GrpoWorker:
         Raises:
             WeightSyncError: Some rank's engine answers otherwise than the trainer; all raise.
         """
-        self.sender.publish_weights()
+        differing = self.sender.publish_weights()
         mine = weights.canary_gap(self.engine, self.trainer.module, self.canary)
-        gaps = torch.zeros(self.world_size, dtype=torch.float64)
-        gaps[self.rank] = mine
-        dist.all_reduce(gaps)
-        for rank, gap in enumerate(gaps.tolist()):
+        found = torch.zeros(self.world_size, 2, dtype=torch.float64)
+        found[self.rank] = torch.tensor([mine, len(differing)])
+        dist.all_reduce(found)
+        names: list[Any] = [()] * self.world_size
+        if found[:, 1].any():  # seldom: the names themselves are a slower collective
+            dist.all_gather_object(names, differing)
+        for rank, gap in enumerate(found[:, 0].tolist()):
             where = f"step {self.trainer.step_count}, rank {rank}"
+            weights.check_held(names[rank], where=where)
             weights.check_gap(gap, max_gap=self.max_sync_gap, where=where)
-        return float(gaps.max())
+        return float(found[:, 0].max())
 
     def train(self, groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], StepResult]:
         """`updates_per_batch` optimizer steps on the rollouts of all ranks (a collective).
