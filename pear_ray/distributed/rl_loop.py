@@ -26,6 +26,7 @@ from pear_ray.distributed.train_group import (
     start_worker,
     stop_wished,
 )
+from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines import weights
 from pear_ray.engines.batches import TokenBatch, collate, plan_microbatches
 from pear_ray.engines.chat import ChatTokenizer
@@ -44,6 +45,7 @@ def rl_loop(job: dict[str, Any]) -> None:
     try:
         worker.run()
     finally:
+        worker.watchdog.close()
         worker.pool.close()
         if worker.evaluation:
             worker.evaluation.close()
@@ -60,6 +62,7 @@ class GrpoWorker:
         self.device = start_worker(run.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
+        self.watchdog = Watchdog(run.cluster, self.stage_dir, rank=self.rank, log=self.log)
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
         self.engine = VllmEngine(
@@ -109,14 +112,17 @@ class GrpoWorker:
                     )
             last = step + 1 == self.config.num_steps
             if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
+                self.watchdog.enter("checkpoint")
                 commit(self.trainer)
             if self.stop and not last:
                 return
+        self.watchdog.enter("export")
         export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     def _pass_at_k(self, step: int) -> dict[str, float]:
         """What the evaluate stage would say of the weights, where the config wants it now."""
         if self.evaluation and self.evaluation.is_due(step, num_steps=self.config.num_steps):
+            self.watchdog.enter("evaluate")
             return self.evaluation.of_engine()  # it has been given the step's weights
         return {}
 
@@ -128,14 +134,18 @@ class GrpoWorker:
             WeightSyncError: The engine does not hold the new weights.
         """
         laps = Laps()
+        self.watchdog.enter("sample")
         sampled = self.rollouts.sample(step)
         laps.lap("sample")
+        self.watchdog.enter("reward")
         groups = self.rollouts.reward(sampled, policy_version=self.trainer.step_count)
         self.rollouts.check_rewards(groups)
         laps.lap("reward")
+        self.watchdog.enter("train")
         trained, result = self.train(groups)
         mine = rollout_sums(groups) | {"max/stop": float(stop_wished(self.stage_dir))}
         laps.lap("train")
+        self.watchdog.enter("sync")
         gap = self.publish_weights()
         laps.lap("sync")
         sums = _over_ranks(mine | lap_times(laps))
@@ -235,6 +245,7 @@ class GrpoWorker:
         sums: dict[str, float] = {}
         wants_entropy = self.config.entropy_coefficient > 0
         for each in microbatches:
+            self.watchdog.enter("train")
             found = self.trainer.policy(
                 each.batch, temperature=self.config.temperature, exact_entropy=wants_entropy
             )
