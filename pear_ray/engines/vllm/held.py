@@ -7,6 +7,7 @@ unit vectors gives its columns, exactly: all other terms are zeros.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,7 +93,7 @@ def _readings(model: nn.Module, name: str, sent: SentWeights) -> Iterator[torch.
 
 
 def _readings_of(
-    layer: nn.Module, rows: slice, kind: str, *, columns: list[int]
+    layer: Any, rows: slice, kind: str, *, columns: list[int]
 ) -> Iterator[torch.Tensor]:
     stored = getattr(layer, kind)
     if stored.ndim == 1 and stored.numel():
