@@ -1,6 +1,7 @@
 """The GRPO loop with a real engine, driven step by step in one process."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from training_runs import parameters_of
 
 from pear_ray.engines.vllm import weights as transfer
-from pear_ray.errors import WeightSyncError
+from pear_ray.errors import RewardError, TrainingError, WeightSyncError
 
 
 def make_groups(worker: Any, step: int = 0) -> Any:
@@ -161,7 +162,6 @@ def test_a_planted_stale_weight_fails_the_same_step(
 
 
 def test_errored_rewards_stop_the_run(grpo: Any) -> None:
-    from pear_ray.errors import RewardError
     from pear_ray.records import Reward, RewardStatus
 
     groups = make_groups(grpo)
@@ -193,3 +193,34 @@ def test_twenty_steps_at_rate_zero_change_nothing(start_grpo: Any) -> None:
         assert metrics["rl/sync_gap"] < 1e-5
         after = dict(parameters_of(worker))
         assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_verifier_that_always_raises_stops_the_first_step(
+    start_grpo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it raised and where; nothing is trained on rewards that nobody gave."""
+    lines = "def verify(problem, text):", "    raise KeyError('planted')"
+    (tmp_path / "raises.py").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    component = {"kind": "function", "function": "raises:verify"}
+    worker = start_grpo(rewards={"components": [component]}, prompts_per_step=2, group_size=4)
+    with pytest.raises(RewardError, match="8 of 8 rewards could not be computed") as found:
+        worker.step(0)
+    assert "KeyError: 'planted'" in str(found.value)
+    assert "raises.py:2 in verify: raise KeyError('planted')" in str(found.value)
+    assert worker.trainer.step_count == 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_step_and_leaves_the_weights(
+    grpo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = make_groups(grpo)
+    before = [value.clone() for _, value in parameters_of(grpo)]
+    minibatches = grpo.minibatches(groups)
+    minibatches[0][0].batch.aligned["advantages"][0] = torch.nan
+    monkeypatch.setattr(grpo, "minibatches", lambda groups: minibatches)
+    with pytest.raises(TrainingError, match=r"^step 1: the gradient norm is nan; lower the learn"):
+        grpo.train(groups)
+    pairs = zip(before, parameters_of(grpo), strict=True)
+    assert all(torch.equal(old, new) for old, (_, new) in pairs)
+    assert grpo.trainer.step_count == 0
