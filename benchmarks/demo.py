@@ -28,7 +28,8 @@ def main() -> None:
         records = [json.loads(line) for line in lines]
         results = json.loads((run_dir / "evaluate" / "results.json").read_text(encoding="utf-8"))
     first_s = min(r["time"] for r in records if "metrics" in r) - began
-    steps = [r["metrics"] for r in records if "metrics" in r and r["stage"] == "rl"]
+    # Step 0 is the look before training.
+    steps = [r["metrics"] for r in records if r.get("step") and r["stage"] == "rl"]
     sync = sum(s["time/sync_s"] for s in steps) / sum(s["time/step_s"] for s in steps)
     mean_gap = max(s["rl/mismatch/mean_gap"] for s in steps)
     largest_gap = max(s["rl/mismatch/max_gap"] for s in steps)

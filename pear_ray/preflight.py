@@ -13,6 +13,7 @@ from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.parts import find_parts
 from pear_ray.engines.model_files import (
+    check_prompt_ids,
     max_positions,
     model_fingerprint,
     num_attention_heads,
@@ -145,7 +146,9 @@ def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> 
     chat = ChatTokenizer(policy)
     for key, problems, max_tokens, rewards in _problem_sets(config, stages):
         _check_rewards(key, problems, rewards)
-        lengths = [len(chat.prompt_ids(problem.question)) for problem in problems]
+        prompts = [chat.prompt_ids(problem.question) for problem in problems]
+        check_prompt_ids(prompts, policy, eos_token=chat.eos_id, pad_token=chat.pad_id)
+        lengths = list(map(len, prompts))
         longest = max(range(len(lengths)), key=lengths.__getitem__)
         if lengths[longest] + max_tokens > config.models.max_model_len:
             raise InputError(

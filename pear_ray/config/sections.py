@@ -64,6 +64,12 @@ class ClusterConfig(Section):
     """KV cache of a vLLM engine on CPU, in GiB."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a worker group is restarted from its last checkpoint before the run fails."""
+    stall_timeout_s: Annotated[float, Field(gt=0)] | None = 600.0
+    """How long a trainer may stay in one phase of a step (sample, reward, train, sync, ...) before
+    the stacks of all its threads are written to `STAGE/stacks/`; three times as long in the first
+    step and while it starts. None: it may for ever."""
+    on_stall: Literal["warn", "fail"] = "warn"
+    """Whether the run goes on waiting then, with a warning, or ends."""
     wait_for_devices_s: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for the devices to appear (an autoscaling cluster) before saying they do not
     fit."""
@@ -81,8 +87,9 @@ class TelemetryConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak learning rate."""
+    learning_rate: Annotated[float, Field(ge=0)]
+    """Peak learning rate. 0 leaves the weights as they are, to the bit: a run that tries a set-up
+    out."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps over which the rate rises linearly from zero."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0

@@ -1,5 +1,7 @@
 """The turns that a trainer and an engine take on one device."""
 
+from collections.abc import Sequence
+
 import torch
 
 from pear_ray.config.colocation import ColocationConfig
@@ -24,7 +26,8 @@ class SharedDevice:
         reference: Policy | None,
         device: torch.device,
     ) -> None:
-        self._engine, self._trainer, self._sender = engine, trainer, sender
+        self.sender = sender
+        self._engine, self._trainer = engine, trainer
         self._reference, self._device = reference, device
         on_gpu = device.type == "cuda"
         self._moves_optimizer = on_gpu and config.offload != "none"
@@ -38,24 +41,33 @@ class SharedDevice:
         if self._moves_optimizer:
             self._trainer.move_optimizer(self._device)
 
-    def to_engine(self, canary: TokenBatch) -> float:
-        """The engine samples next, with the trainer's weights; their gap on `canary`, in nats.
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the engine has nothing after a `to_trainer`."""
+        return self._engine.spec.sleeps
+
+    def to_engine(self, canary: TokenBatch) -> tuple[Sequence[str], float]:
+        """The engine samples next, with the trainer's weights.
 
         The engine's cache comes last, when the trainer has given up all that it can: the two are
         the largest there are. A collective when the policy is sharded.
+
+        Returns:
+            Parameters that the engine holds otherwise than they were sent, and the gap on `canary`,
+            in nats.
         """
         host = torch.device("cpu")
         if self._moves_optimizer:
             self._trainer.move_optimizer(host)
         self._release()
         self._engine.wake("weights")
-        self._sender.publish_weights()
+        differing = self.sender.publish_weights()
         trained = weights.canary_logprobs(self._trainer.module, canary)
         if self._moves_weights:
             self._move_weights(host)
         self._release()
         self._engine.wake("kv_cache")
-        return weights.canary_gap(self._engine, trained, canary)
+        return differing, weights.canary_gap(self._engine, trained, canary)
 
     def _move_weights(self, device: torch.device) -> None:
         self._trainer.module.to(device)

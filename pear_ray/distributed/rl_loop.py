@@ -16,6 +16,7 @@ from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advanta
 from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.rl_sampling import BatchMaker, sampling_metrics
+from pear_ray.distributed.rl_self_test import check_start
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import (
@@ -27,6 +28,7 @@ from pear_ray.distributed.train_group import (
     start_worker,
     stop_wished,
 )
+from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines import weights
 from pear_ray.engines.batches import TokenBatch, collate, plan_microbatches
 from pear_ray.engines.chat import ChatTokenizer
@@ -45,6 +47,7 @@ def rl_loop(job: dict[str, Any]) -> None:
     try:
         worker.run()
     finally:
+        worker.watchdog.close()
         worker.pool.close()
         if worker.evaluation:
             worker.evaluation.close()
@@ -55,11 +58,13 @@ class GrpoWorker:
 
     def __init__(self, job: TrainJob) -> None:
         run = job.config
-        self.config = run.rl
+        self.config, self.dtype = run.rl, run.models.dtype
         self.stage_dir = job.run_dir / "rl"
         self.pool = RewardPool(self.config.rewards)  # first: its processes start up meanwhile
         self.device = start_worker(run.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
+        self.watchdog = Watchdog(run.cluster, self.stage_dir, rank=self.rank, log=self.log)
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
         self.engine = VllmEngine(
@@ -92,15 +97,17 @@ class GrpoWorker:
             rank=self.rank,
             world_size=self.world_size,
         )
-        self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
-        self.batches = BatchMaker(self.rollouts, warn=self._warn)
+        self.batches = BatchMaker(self.rollouts, warn=self._warn, enter=self.watchdog.enter)
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
         restore(self.trainer, self.batches)
         self.publish_weights()
-        if self.trainer.step_count == 0 and (before := self._pass_at_k(0)) and self.rank == 0:
-            self.log.log(before, step=0, num_steps=self.config.num_steps)
+        before = check_start(self, dtype=self.dtype)  # also where a restart put it elsewhere
+        if self.trainer.step_count == 0:
+            before |= self._pass_at_k(0)
+            if self.rank == 0:
+                self.log.log(before, step=0, num_steps=self.config.num_steps)
         # Checkpoints are made between rollout batches only.
         done = self.trainer.step_count // self.config.updates_per_batch
         for step in range(done, self.config.num_steps):
@@ -115,9 +122,11 @@ class GrpoWorker:
                     )
             last = step + 1 == self.config.num_steps
             if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
+                self.watchdog.enter("checkpoint")
                 commit(self.trainer, self.batches)
             if self.stop and not last:
                 return
+        self.watchdog.enter("export")
         export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     def _warn(self, message: str) -> None:
@@ -127,6 +136,7 @@ class GrpoWorker:
     def _pass_at_k(self, step: int) -> dict[str, float]:
         """What the evaluate stage would say of the weights, where the config wants it now."""
         if self.evaluation and self.evaluation.is_due(step, num_steps=self.config.num_steps):
+            self.watchdog.enter("evaluate")
             return self.evaluation.of_engine()  # it has been given the step's weights
         return {}
 
@@ -139,6 +149,7 @@ class GrpoWorker:
         """
         laps = Laps(self.device)
         batch = self.batches.make(step, policy_version=self.trainer.step_count, laps=laps)
+        self.watchdog.enter("train")
         self.shared.to_trainer()
         laps.lap("wake_trainer")
         trained, result = self.train(batch.groups)
@@ -146,6 +157,7 @@ class GrpoWorker:
         mine = rollout_sums(batch.sampled) | batch.sums
         mine["max/stop"] = float(stop_wished(self.stage_dir))
         laps.lap("train")
+        self.watchdog.enter("sync")
         gap = self.publish_weights()
         laps.lap("sync")
         sums = _over_ranks(mine | lap_times(laps))
@@ -165,14 +177,18 @@ class GrpoWorker:
         Raises:
             WeightSyncError: Some rank's engine answers otherwise than the trainer; all raise.
         """
-        mine = self.shared.to_engine(self.canary)
-        gaps = torch.zeros(self.world_size, dtype=torch.float64)
-        gaps[self.rank] = mine
-        dist.all_reduce(gaps)
-        for rank, gap in enumerate(gaps.tolist()):
+        differing, mine = self.shared.to_engine(self.canary)
+        found = torch.zeros(self.world_size, 2, dtype=torch.float64)
+        found[self.rank] = torch.tensor([mine, len(differing)])
+        dist.all_reduce(found)
+        names: list[Any] = [()] * self.world_size
+        if found[:, 1].any():  # seldom: the names themselves are a slower collective
+            dist.all_gather_object(names, differing)
+        for rank, gap in enumerate(found[:, 0].tolist()):
             where = f"step {self.trainer.step_count}, rank {rank}"
+            weights.check_held(names[rank], where=where)
             weights.check_gap(gap, max_gap=self.max_sync_gap, where=where)
-        return float(gaps.max())
+        return float(found[:, 0].max())
 
     def train(self, groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], StepResult]:
         """`updates_per_batch` optimizer steps on the rollouts of all ranks (a collective).
@@ -244,6 +260,7 @@ class GrpoWorker:
         sums: dict[str, float] = {}
         wants_entropy = self.config.entropy_coefficient > 0
         for each in microbatches:
+            self.watchdog.enter("train")
             found = self.trainer.policy(
                 each.batch, temperature=self.config.temperature, exact_entropy=wants_entropy
             )

@@ -79,8 +79,14 @@ class BatchMaker:
         next_place: The first place that no step has used; kept up where sampling is dynamic.
     """
 
-    def __init__(self, maker: RolloutMaker, *, warn: Callable[[str], None]) -> None:
-        self._maker, self._warn = maker, warn
+    def __init__(
+        self,
+        maker: RolloutMaker,
+        *,
+        warn: Callable[[str], None],
+        enter: Callable[[str], None],
+    ) -> None:
+        self._maker, self._warn, self._enter = maker, warn, enter
         self._settings = maker.config.dynamic_sampling
         self._has_warned = False
         self.next_place = 0
@@ -152,10 +158,12 @@ class BatchMaker:
     ) -> None:
         """Put this rank's groups of `places` among those it has of the step."""
         maker = self._maker
+        self._enter("sample")
         sampled = maker.sample(step, places)
         if step == 0 and not mine:
             check_endings(maker, sampled)
         laps.lap("sample")
+        self._enter("reward")
         groups = maker.reward(sampled, policy_version=policy_version)
         mine |= dict(zip(places[maker.rank :: maker.world_size], groups, strict=True))
         maker.check_rewards(list(mine.values()))

@@ -46,6 +46,7 @@ from pear_ray.distributed.train_group import (
     start_worker,
     stop_wished,
 )
+from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.backends import make_trainer
 from pear_ray.engines.batches import TokenBatch, plan_microbatches
 from pear_ray.engines.chat import ChatTokenizer
@@ -80,6 +81,7 @@ def sft_loop(job: dict[str, Any]) -> None:
     try:
         worker.run()
     finally:
+        worker.watchdog.close()
         if worker.evaluation:
             worker.evaluation.close()
 
@@ -93,6 +95,8 @@ class SftWorker:
         self.stage_dir = job.run_dir / "sft"
         self.device = start_worker(job.config.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.log = MetricsLog(job.run_dir, run=job.config.name, stage="sft", attempt=job.attempt)
+        self.watchdog = Watchdog(job.config.cluster, self.stage_dir, rank=self.rank, log=self.log)
         self.chat = ChatTokenizer(job.model)
         self.evaluation = start_evaluation(job.config, self.chat, job.model, self.stage_dir)
         self.rows, self.heldout = split_heldout(
@@ -121,7 +125,6 @@ class SftWorker:
         self.alarms = WeightAlarms(
             self.config.alarms, weights_are_absolute=weights_are_absolute(self.config)
         )
-        self.log = MetricsLog(job.run_dir, run=job.config.name, stage="sft", attempt=job.attempt)
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
@@ -130,6 +133,7 @@ class SftWorker:
         if self.trainer.step_count == 0 and (before := self._pass_at_k(0)) and self.rank == 0:
             self.log.log(before, step=0, num_steps=self.num_steps)
         for step in range(self.trainer.step_count, self.num_steps):
+            self.watchdog.enter("train")
             ratio = self.gradient_ratio(step)
             laps = Laps()
             metrics = self.step(step) | ratio
@@ -137,22 +141,26 @@ class SftWorker:
             last = step + 1 == self.num_steps
             metrics["sft/tokens_per_s"] = metrics.get("sft/num_tokens", 0) / laps.seconds["step"]
             if last or (step + 1) % self.config.evaluate_every == 0:
+                self.watchdog.enter("evaluate")
                 metrics |= self.heldout_metrics()
             metrics |= self._pass_at_k(step + 1)
             if self.rank == 0:
                 self.log.log(metrics, step=step + 1, num_steps=self.num_steps)
             self._watch(metrics, step + 1)
             if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
+                self.watchdog.enter("checkpoint")
                 commit(self.trainer)
             if self.stop and not last:
                 return
         averaged = self.trainer.averaged() if self.config.export == "ema" else nullcontext()
+        self.watchdog.enter("export")
         with averaged:
             export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     def _pass_at_k(self, step: int) -> dict[str, float]:
         """What the evaluate stage would say of the weights, where the config wants it now."""
         if self.evaluation and self.evaluation.is_due(step, num_steps=self.num_steps):
+            self.watchdog.enter("evaluate")
             return self.evaluation.of_trainer(self.trainer, averaged=self.config.export == "ema")
         return {}
 
@@ -236,6 +244,7 @@ class SftWorker:
         kept: list[dict[str, Any]] = []
         batches, tau = self._batches(microbatches, settings)
         for number, (rows, batch) in enumerate(zip(microbatches, batches, strict=True), start=1):
+            self.watchdog.enter("train")
             with self.trainer.microbatch(last=number == len(microbatches)):
                 outputs, groups = self._outputs(batch), self.sources.groups_of(rows)
                 terms = microbatch_terms(outputs, batch, settings, tau=tau, groups=groups)

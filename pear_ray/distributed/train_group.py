@@ -32,6 +32,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.distributed.failures import causes, one_line
+from pear_ray.distributed.watchdog import STALLED_FILE, stalled
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.trainer import ADAPTER, Trainer
 from pear_ray.errors import PearRayError, StopRequested, TrainingError
@@ -62,6 +63,7 @@ def run_train_group(
     """
     wish = stage_dir / STOP_FILE
     wish.unlink(missing_ok=True)
+    (stage_dir / STALLED_FILE).unlink(missing_ok=True)
     for failures in itertools.count(1):
         try:
             with gracefully(wish.touch):
@@ -128,7 +130,7 @@ def _trainer(
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             worker_runtime_env={"env_vars": worker_environment(cluster)},
-            callbacks=[StopAtOurErrors(), GiveResourcesBack()],
+            callbacks=[StopAtOurErrors(stage_dir), GiveResourcesBack()],
         ),
     )
 
@@ -148,7 +150,12 @@ class StopAtOurErrors(UserCallback):
 
     Our errors say what is wrong with the run (weights, rewards, rows, models); restarts are for
     processes and machines that die. What a callback raises, Ray Train does not retry.
+
+    A worker that is stuck can raise nothing: it leaves its error in the stage's folder, and dies.
     """
+
+    def __init__(self, stage_dir: Path) -> None:
+        self._stage_dir = stage_dir
 
     def after_exception(
         self,
@@ -156,6 +163,8 @@ class StopAtOurErrors(UserCallback):
         worker_exceptions: dict[int, Exception],
     ) -> None:
         """Raise the first of our errors, if there is one."""
+        if said := stalled(self._stage_dir):
+            raise TrainingError(f"{said} (cluster.on_stall=fail)")
         for error in causes(worker_exceptions.values()):
             if isinstance(error, PearRayError):
                 raise error

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def check_model_folder(folder: Path) -> None:
     """See that `folder` holds a config, a tokenizer with a chat template, and safetensors weights.
 
     Raises:
-        InputError: Something is missing, or the weights are pickles, which are never loaded.
+        InputError: Something is missing, the weights are pickles, which are never loaded, or the
+            tokenizer gives ids that the model has no embeddings for.
     """
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
@@ -109,6 +111,7 @@ def check_model_folder(folder: Path) -> None:
             f"{folder}: the tokenizer has no chat template, so prompts cannot be written; "
             "add chat_template.jinja beside it"
         )
+    _check_ids(folder)
 
 
 def max_positions(folder: Path) -> int | None:
@@ -164,6 +167,58 @@ def provenance(folder: Path) -> dict[str, str]:
 def model_fingerprint(folder: Path) -> str:
     """Identity of a model: weights, config, tokenizer and template."""
     return folder_fingerprint(folder)
+
+
+def _check_ids(folder: Path) -> None:
+    """See that every piece of text has ids that the model knows.
+
+    Added tokens beyond the embeddings are let through here: published models have such (Gemma 3's
+    `<image_soft_token>` at 1B), and no text holds one. `check_prompt_ids` sees those that matter.
+    """
+    config, tokenizer = _read_json(folder / "config.json"), folder / "tokenizer.json"
+    size = config.get("vocab_size")
+    if not isinstance(size, int):
+        return
+    for name in ("eos_token_id", "pad_token_id"):
+        found = config.get(name)
+        for token_id in found if isinstance(found, list) else [found]:
+            if isinstance(token_id, int) and token_id >= size:
+                raise InputError(
+                    f"{folder}/config.json: {name}={token_id} is outside of vocab_size={size}; "
+                    "give it an id that the model has an embedding for"
+                )
+    if tokenizer.exists():
+        largest = _largest_id(_read_json(tokenizer).get("model") or {})
+        if largest >= size:
+            raise InputError(
+                f"{folder}: the tokenizer has ids up to {largest}, the model embeddings for {size} "
+                "(config.json: vocab_size): they are not of one model; save the model's own "
+                "tokenizer beside it, or resize its embeddings"
+            )
+
+
+def _largest_id(model: dict[str, Any]) -> int:
+    """Of a tokenizer.json's own vocabulary, without added tokens; -1 of an empty one."""
+    vocab = model.get("vocab") or {}
+    # A dict of ids, or (Unigram) a list in the order of ids.
+    return max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+
+
+def check_prompt_ids(prompts: Iterable[Sequence[int]], folder: Path, **special: int) -> None:
+    """See that the model of `folder` has embeddings for the ids of `prompts` and for `special`.
+
+    Raises:
+        InputError: It has not; the message says which id.
+    """
+    size = vocab_size(folder)
+    largest = special | {"a prompt's largest id": max(map(max, prompts), default=0)}
+    for name, token_id in largest.items():
+        if token_id >= size:
+            raise InputError(
+                f"{folder}: {name} is {token_id}, and the model has embeddings for {size} ids "
+                "(config.json: vocab_size); resize its embeddings to its tokenizer's length, or "
+                "take a tokenizer and template without added tokens"
+            )
 
 
 def _template_inside(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Trainer and engine must answer alike: the canary after every weight sync."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -53,6 +54,26 @@ def canary_gap(engine: Scorer, trained: np.ndarray, batch: TokenBatch) -> float:
     return float(np.abs(trained - sampled).mean())
 
 
+def check_held(differing: Sequence[str], *, where: str) -> None:
+    """See that an engine holds every parameter as it was sent.
+
+    Args:
+        differing: Names of those that it does not.
+        where: For the message.
+
+    Raises:
+        WeightSyncError: There are some.
+    """
+    if differing:
+        rest = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise WeightSyncError(
+            f"{where}: after the weight sync the engine computes with another {differing[0]}{rest} "
+            "than the trainer's; nothing was sampled with it. The engine left a parameter out or "
+            "kept a copy of it: install the vLLM that requirements/ names, or report the model's "
+            "architecture"
+        )
+
+
 def check_gap(gap: float, *, max_gap: float, where: str) -> None:
     """See that a canary gap is small.
 
@@ -80,8 +101,9 @@ def load_checkpoint(engine: "CheckpointEngine", folder: Path, *, max_gap: float)
     )
     policy = Policy(causal_lm)
     engine.wake("weights")
-    engine.weight_sender(policy).publish_weights()
+    differing = engine.weight_sender(policy).publish_weights()
     engine.wake("kv_cache")
+    check_held(differing, where=str(folder))
     batch = canary_batch(causal_lm.config.vocab_size, device=torch.device("cpu"))
     gap = canary_gap(engine, canary_logprobs(policy, batch), batch)
     check_gap(gap, max_gap=max_gap, where=str(folder))
@@ -101,5 +123,5 @@ class CheckpointEngine(Scorer, Protocol):
 class Sender(Protocol):
     """A channel for weights."""
 
-    def publish_weights(self) -> None:
-        """Put the policy's weights into the engine."""
+    def publish_weights(self) -> list[str]:
+        """Put the policy's weights into the engine; the parameters that it then holds otherwise."""

@@ -38,29 +38,6 @@ def engine(process_group: None) -> Any:
     return VllmEngine(spec, takes_weights=True)
 
 
-@pytest.fixture
-def start_grpo(
-    process_group: None, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """What starts real GRPO workers that borrow the shared engine rather than start their own."""
-    from pear_ray.distributed import rl_loop
-
-    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
-    workers = []
-
-    def start(**rl: Any) -> Any:
-        tree = run_config(tmp_path).model_dump(mode="json")
-        tree["rl"] |= rl
-        worker = rl_loop.GrpoWorker(job(validate_run(tree, origin="test"), tmp_path, "rl"))
-        workers.append(worker)
-        worker.publish_weights()
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.pool.close()
-
-
 @pytest.fixture(scope="session")
 def chunked_engine(process_group: None) -> Any:
     """A scoring engine whose passes hold 64 tokens, so that prompts share and straddle them.
@@ -112,3 +89,32 @@ def scored(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     write_rows(folder / "rows.parquet", rows, SCORED)
     return tmp_path
+
+
+@pytest.fixture
+def start_grpo(
+    process_group: None, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """What starts real GRPO workers that borrow the shared engine rather than start their own."""
+    from pear_ray.distributed import rl_loop
+
+    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
+    workers = []
+
+    def start(**rl: Any) -> Any:
+        tree = run_config(tmp_path).model_dump(mode="json")
+        tree["rl"] |= rl
+        worker = rl_loop.GrpoWorker(job(validate_run(tree, origin="test"), tmp_path, "rl"))
+        workers.append(worker)
+        worker.publish_weights()
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.pool.close()
+
+
+@pytest.fixture
+def grpo(start_grpo: Any) -> Any:
+    """One with the test's defaults."""
+    return start_grpo()

@@ -5,15 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from training_runs import parameters_of
 
 from pear_ray.engines.vllm import weights as transfer
-from pear_ray.errors import WeightSyncError
-
-
-@pytest.fixture
-def grpo(start_grpo: Any) -> Any:
-    """One with the test's defaults."""
-    return start_grpo()
+from pear_ray.errors import RewardError, TrainingError, WeightSyncError
 
 
 def make_groups(worker: Any, step: int = 0) -> Any:
@@ -70,12 +65,6 @@ def test_nothing_is_corrected_while_nothing_is_learnt(start_grpo: Any) -> None:
         assert metrics["rl/correction/ess_fraction"] == pytest.approx(1.0, abs=1e-6)
         assert metrics["rl/grad_norm"] > 0
     assert all(torch.equal(before[name], value) for name, value in parameters_of(worker))
-
-
-def parameters_of(worker: Any) -> list[tuple[str, torch.Tensor]]:
-    worker.trainer.module.reshard()  # the root stays gathered after a forward pass
-    named = worker.trainer.module.named_parameters()
-    return [(name, parameter.detach().full_tensor()) for name, parameter in named]
 
 
 def test_two_updates_of_a_batch_move_the_weights_twice(
@@ -172,7 +161,6 @@ def test_a_planted_stale_weight_fails_the_same_step(
 
 
 def test_errored_rewards_stop_the_run(grpo: Any) -> None:
-    from pear_ray.errors import RewardError
     from pear_ray.records import Reward, RewardStatus
 
     groups = make_groups(grpo)
@@ -184,3 +172,54 @@ def test_errored_rewards_stop_the_run(grpo: Any) -> None:
 
 def _fields(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
+
+
+def test_twenty_steps_at_rate_zero_change_nothing(start_grpo: Any) -> None:
+    """Whatever drifts without an update is numerics: nothing may."""
+    worker = start_grpo(
+        updates_per_batch=2,
+        prompts_per_step=2,
+        group_size=4,
+        max_tokens=32,
+        optimizer={"learning_rate": 0.0, "weight_decay": 0.1},
+    )
+    before = {name: value.clone() for name, value in parameters_of(worker)}
+    for step in range(20):
+        metrics = worker.step(step)
+        assert metrics["rl/ratio/max"] == metrics["rl/ratio/min"] == 1.0
+        assert metrics["rl/clip_fraction"] == 0.0
+        assert metrics["rl/mismatch/max_gap"] < 1e-4
+        assert metrics["rl/sync_gap"] < 1e-5
+        after = dict(parameters_of(worker))
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_verifier_that_always_raises_stops_the_first_step(
+    start_grpo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it raised and where; nothing is trained on rewards that nobody gave."""
+    lines = "def verify(problem, text):", "    raise KeyError('planted')"
+    (tmp_path / "raises.py").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    component = {"kind": "function", "function": "raises:verify"}
+    worker = start_grpo(rewards={"components": [component]}, prompts_per_step=2, group_size=4)
+    with pytest.raises(RewardError, match="8 of 8 rewards could not be computed") as found:
+        worker.step(0)
+    assert "KeyError: 'planted'" in str(found.value)
+    assert "raises.py:2 in verify: raise KeyError('planted')" in str(found.value)
+    assert worker.trainer.step_count == 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_step_and_leaves_the_weights(
+    grpo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = make_groups(grpo)
+    before = [value.clone() for _, value in parameters_of(grpo)]
+    minibatches = grpo.minibatches(groups)
+    minibatches[0][0].batch.aligned["advantages"][0] = torch.nan
+    monkeypatch.setattr(grpo, "minibatches", lambda groups: minibatches)
+    with pytest.raises(TrainingError, match=r"^step 1: the gradient norm is nan; lower the learn"):
+        grpo.train(groups)
+    pairs = zip(before, parameters_of(grpo), strict=True)
+    assert all(torch.equal(old, new) for old, (_, new) in pairs)
+    assert grpo.trainer.step_count == 0

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.embedded.paths import embedded_path
@@ -44,3 +46,9 @@ def run_config(tmp_path: Path, **sft: Any) -> RunConfig:
 def job(config: RunConfig, tmp_path: Path, stage: str) -> TrainJob:
     (tmp_path / stage).mkdir(exist_ok=True)
     return TrainJob(config=config, run_dir=tmp_path, attempt=1, model=embedded_path("student"))
+
+
+def parameters_of(worker: Any) -> list[tuple[str, torch.Tensor]]:
+    worker.trainer.module.reshard()  # the root stays gathered after a forward pass
+    named = worker.trainer.module.named_parameters()
+    return [(name, parameter.detach().full_tensor()) for name, parameter in named]

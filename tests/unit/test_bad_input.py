@@ -156,6 +156,53 @@ def test_a_model_folder_with_a_broken_config(refused: Callable[..., str]) -> Non
     assert "config.json: not valid JSON" in refused("models.policy=./student")
 
 
+def change_json(file: Path, **changes: object) -> None:
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(tree | changes), encoding="utf-8")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(refused: Callable[..., str]) -> None:
+    change_json(model("student") / "config.json", vocab_size=200, eos_token_id=0, pad_token_id=1)
+    message = refused("models.policy=./student")
+    assert message.startswith("InputError: models.policy: ")
+    assert "the tokenizer has ids up to 255, the model embeddings for 200 (config.json" in message
+    assert "save the model's own tokenizer beside it" in message
+
+
+@pytest.mark.parametrize(("name", "found"), [("eos_token_id", [1, 272]), ("pad_token_id", 300)])
+def test_a_special_id_that_the_model_has_not(
+    refused: Callable[..., str], name: str, found: object
+) -> None:
+    change_json(model("student") / "config.json", **{name: found})
+    largest = found if isinstance(found, int) else 272
+    assert f"config.json: {name}={largest} is outside of vocab_size=272" in refused(
+        "models.policy=./student"
+    )
+
+
+def test_an_end_token_that_was_added_without_an_embedding(
+    here: Path, refused: Callable[..., str]
+) -> None:
+    for name in ("student", "teacher"):
+        folder = model(name)
+        tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        added = tree["added_tokens"]
+        names = {270: "<|a|>", 271: "<|b|>", 272: "<|stop|>"}  # the last one is one too many
+        added += [added[0] | {"id": token_id, "content": names[token_id]} for token_id in names]
+        change_json(folder / "tokenizer.json", added_tokens=added)
+        change_json(folder / "tokenizer_config.json", eos_token="<|stop|>")
+    message = refused("models.policy=./student", "models.behavior=./teacher")
+    assert "eos_token is 272, and the model has embeddings for 272 ids" in message
+    assert "resize its embeddings to its tokenizer's length" in message
+
+
+def test_a_model_folder_without_a_chat_template(refused: Callable[..., str]) -> None:
+    (model("student") / "chat_template.jinja").unlink()
+    message = refused("models.policy=./student")
+    assert message.startswith("InputError: models.policy: ")
+    assert "the tokenizer has no chat template, so prompts cannot be written; add chat_" in message
+
+
 def test_an_unknown_embedded_model_names_its_key(refused: Callable[..., str]) -> None:
     message = refused("models.behavior=embedded:techer")
     assert message.startswith("ConfigError: models.behavior: no embedded model is called `techer`")
@@ -174,6 +221,10 @@ def test_more_devices_than_there_are(refused: Callable[..., str]) -> None:
     message = refused("cluster.num_samplers=100000")
     assert message.startswith("CapacityError: asked for 100000 CPU, the cluster has ")
     assert "lower cluster.num_trainers=1, cluster.num_samplers=100000" in message
+    message = refused(
+        "cluster.num_trainers=64", "rl.prompts_per_step=64", "cluster.cpus_per_worker=99"
+    )
+    assert message.startswith("CapacityError: asked for 6336 CPU, the cluster has ")
 
 
 def test_unknown_game(refused: Callable[..., str]) -> None:

@@ -32,6 +32,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from pear_ray.engines.policy import Policy
+from pear_ray.engines.vllm.held import SentWeights, differing
 from pear_ray.engines.vllm.spec import GATHERED_BYTES
 from pear_ray.errors import WeightSyncError
 
@@ -106,6 +107,8 @@ class InProcessSender(TrainerWeightTransferEngine[InProcessTrainerInit]):
     """Trainer's end: every rank feeds its own engine, so every rank is a sender."""
 
     init_info_cls = InProcessTrainerInit
+    sent = SentWeights(sync=0)
+    num_syncs = 0
 
     @classmethod
     def trainer_init(
@@ -117,10 +120,13 @@ class InProcessSender(TrainerWeightTransferEngine[InProcessTrainerInit]):
 
     def send_weights(self) -> None:
         """Gather the parameters group by group (a collective over ranks) and load each group."""
+        self.sent = SentWeights(sync=self.num_syncs)
+        self.num_syncs += 1
         self.client.start_weight_update()
         for names, tensors in self.source.iter_groups():
             # Loaded before the next group is gathered: the gathered copies are freed in between.
             detached = [tensor.detach() for tensor in tensors]
+            self.sent.note(names, detached)
             self.client.update_weights({"tensors": list(zip(names, detached, strict=True))})
         self.client.finish_weight_update()
 
@@ -229,6 +235,7 @@ class WeightSender:
     """Publishes a policy's weights into one engine."""
 
     def __init__(self, llm: LLM, policy: Policy) -> None:
+        self._llm = llm
         self._sender = WeightTransferTrainerFactory.trainer_init(
             # Every rank feeds its own engine, so each is rank 0 of a transfer of its own.
             InProcessTrainerInit(rank=0),  # pyrefly: ignore[unexpected-keyword] - vLLM is untyped
@@ -236,10 +243,17 @@ class WeightSender:
             source=PolicySource(policy),
         )
 
-    def publish_weights(self) -> None:
-        """Put the policy's current weights into the engine. A collective when it is sharded."""
+    def publish_weights(self) -> list[str]:
+        """Put the policy's current weights into the engine. A collective when it is sharded.
+
+        Returns:
+            Names of the parameters that the engine does not hold as they were sent. See `held`.
+        """
         with torch.no_grad():
             self._sender.send_weights()
+        sent, dtype = self._sender.sent, self._llm.model_config.dtype
+        (found,) = self._llm.apply_model(lambda model: differing(model, sent, dtype=dtype))
+        return found
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, InProcessReceiver)

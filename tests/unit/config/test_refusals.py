@@ -48,7 +48,7 @@ def test_unknown_key_inside_a_choice_and_inside_a_list(run_file: Path) -> None:
         ('sft.num_epochs="2"', "sft.num_epochs"),
         ("sft.num_epochs=true", "sft.num_epochs"),
         ("sft.optimizer.learning_rate=fast", "sft.optimizer.learning_rate"),
-        ("sft.optimizer.learning_rate=0", "sft.optimizer.learning_rate"),
+        ("sft.optimizer.learning_rate=-1e-5", "sft.optimizer.learning_rate"),
         ("models.dtype=float16", "models.dtype"),
         ("models.policy=3", "models.policy"),
         ("rl.group_size=1", "rl.group_size"),

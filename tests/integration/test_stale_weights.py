@@ -1,0 +1,211 @@
+"""A parameter of each kind left behind in the engine: caught in the step that left it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from pear_ray.embedded.paths import embedded_path
+from pear_ray.engines import weights
+from pear_ray.engines.policy import Policy
+from pear_ray.engines.vllm import held
+from pear_ray.engines.vllm.weights import InProcessReceiver
+from pear_ray.errors import WeightSyncError
+
+# The embedded student (Qwen3) has these; its head is its embedding.
+KINDS = [
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "model.layers.0.input_layernorm.weight",
+    "model.layers.1.post_attention_layernorm.weight",
+    "model.layers.0.self_attn.q_norm.weight",
+    "model.layers.2.self_attn.k_norm.weight",
+    *(f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkvo"),
+    *(f"model.layers.2.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+]
+# A small Qwen2 has these besides.
+OTHER_KINDS = [
+    "lm_head.weight",
+    *(f"model.layers.0.self_attn.{name}_proj.bias" for name in "qkv"),
+    "model.layers.1.self_attn.k_proj.weight",
+    "model.embed_tokens.weight",
+]
+# Of an update so small that most of these move the canary less than rounding does.
+SMALL_RATE = 1e-6
+
+
+class Fault:
+    """What makes the engine lose the parameter `name` on the way, from when it is `planted` on."""
+
+    def __init__(self, name: str, how: str) -> None:
+        self.name, self.how = name, how
+        self.planted = False
+        self.old: torch.Tensor | None = None
+
+    def wrap(self, receive: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def receive_some(receiver: Any, update: Any) -> None:
+            pairs = []
+            for name, tensor in update.tensors:
+                if name != self.name or not self.planted:
+                    pairs.append((name, tensor))
+                elif self.how == "old":
+                    pairs.append((name, self.old))
+                if name == self.name and not self.planted:
+                    self.old = tensor.clone()
+            receive(receiver, type(update)(tensors=pairs))
+
+        return receive_some
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Fault]:
+    def make(name: str, how: str) -> Fault:
+        fault = Fault(name, how)
+        receive = InProcessReceiver.receive_weights
+        monkeypatch.setattr(InProcessReceiver, "receive_weights", fault.wrap(receive))
+        return fault
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [(name, "old") for name in KINDS] + [(name, "skipped") for name in KINDS[:9:4]]
+)
+def test_a_stale_parameter_fails_the_same_step(
+    start_grpo: Any, plant: Callable[[str, str], Fault], name: str, how: str
+) -> None:
+    fault = plant(name, how)
+    worker = start_grpo(
+        prompts_per_step=2,
+        group_size=4,
+        max_tokens=16,
+        optimizer={"learning_rate": SMALL_RATE, "warmup_fraction": 0.0},
+    )
+    fault.planted = True
+    with pytest.raises(WeightSyncError, match=f"step 1, rank 0: .* another {name}"):
+        worker.step(0)
+
+
+def test_a_head_packed_before_the_sync_is_stale(
+    start_grpo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine stores the new embedding and computes logits with its packed copy of the old."""
+    worker = start_grpo(prompts_per_step=2, group_size=4, max_tokens=16)
+    monkeypatch.setattr("pear_ray.engines.vllm.weights.repack_tied_head", lambda model: None)
+    with pytest.raises(WeightSyncError, match=r"another model\.embed_tokens\.weight"):
+        worker.step(0)
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with biases, fewer heads for keys than for queries, and a head of its own."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=272,
+        hidden_size=128,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        eos_token_id=257,
+    )
+    folder = tmp_path_factory.mktemp("qwen2")
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.02)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded_path("student")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def other_engine(process_group: None, qwen2: Path, request: Any) -> Iterator[Any]:
+    from pear_ray.engines.vllm.engine import VllmEngine
+    from pear_ray.engines.vllm.spec import EngineSpec
+
+    spec = EngineSpec(model=str(qwen2), dtype=request.param, max_model_len=100)
+    ENGINES.append(VllmEngine(spec, takes_weights=True))
+    return ENGINES[-1]
+
+
+ENGINES: list[Any] = []  # kept: the first engine to end takes vLLM's groups from all
+
+
+def policy_of(folder: Path) -> Policy:
+    return Policy(Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+
+def learn(policy: Policy, *, rate: float) -> None:
+    """What a step of Adam does to every weight: `rate` up or down."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).sign(), alpha=rate)
+
+
+@pytest.mark.parametrize("how", ["skipped", "old"])
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_biases_and_a_head_of_its_own(
+    other_engine: Any, qwen2: Path, plant: Callable[[str, str], Fault], name: str, how: str
+) -> None:
+    """In bfloat16 too, where the canary allows 0.3 nats and an update mostly rounds away."""
+    policy = policy_of(qwen2)
+    fault = plant(name, how)
+    sender = other_engine.weight_sender(policy)
+    assert sender.publish_weights() == []
+    fault.planted = True
+    learn(policy, rate=1e-5 if other_engine.spec.dtype == "float32" else 1e-4)
+    assert sender.publish_weights() == [name]
+    fault.planted = False
+    assert sender.publish_weights() == []
+
+
+def test_every_parameter_is_seen_and_no_sync_is_taken_for_stale(
+    other_engine: Any, qwen2: Path
+) -> None:
+    policy = policy_of(qwen2)
+    sender = other_engine.weight_sender(policy)
+    for _ in range(5):
+        learn(policy, rate=1e-4)
+        assert sender.publish_weights() == []
+    names = [name for name, _ in policy.causal_lm.named_parameters()]
+    sent = sender._sender.sent
+    (unseen,) = other_engine.llm.apply_model(lambda model: held.unseen(model, names, sent))
+    assert unseen == []
+    assert len(sent.seen) == len(names) == 27
+
+
+def test_the_canary_alone_misses_most_of_them(
+    start_grpo: Any, plant: Callable[[str, str], Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why bits are compared: log-probs of one prompt do not show a small step of one parameter."""
+    missed = []
+    for name in (
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.1.self_attn.k_proj.weight",
+    ):
+        fault = plant(name, "old")
+        worker = start_grpo(
+            prompts_per_step=2,
+            group_size=4,
+            max_tokens=16,
+            optimizer={"learning_rate": SMALL_RATE, "warmup_fraction": 0.0},
+        )
+        worker.train(worker.rollouts.reward(worker.rollouts.sample(0), policy_version=0))
+        fault.planted = True
+        assert worker.shared.sender.publish_weights() == [name]
+        gap = weights.canary_gap(
+            worker.engine,
+            weights.canary_logprobs(worker.trainer.module, worker.canary),
+            worker.canary,
+        )
+        missed.append(gap < weights.MAX_GAP["float32"])
+        fault.planted = False
+    assert missed == [True, True]
