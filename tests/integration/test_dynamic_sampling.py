@@ -106,7 +106,8 @@ def train(
     job = {"config": config, "run_dir": folder, "attempt": 1, "model": embedded_path("student")}
     run_train_group(make_loop(dies_at), job, cluster=config.cluster, stage_dir=folder / "rl")
     records = read_metrics(folder / "metrics.jsonl")
-    steps = {each.step: each.metrics for each in records if isinstance(each, MetricRecord)}
+    of_rl = (each for each in records if isinstance(each, MetricRecord))
+    steps = {each.step: each.metrics for each in of_rl if each.step}  # 0 is before training
     return steps, load_file(folder / "rl" / "model" / "model.safetensors")
 
 

@@ -1,6 +1,7 @@
 """The GRPO loop with a real engine, driven step by step in one process."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
