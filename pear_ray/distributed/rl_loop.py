@@ -5,11 +5,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pear_ray.artifacts.rollouts import FOLDER as ROLLOUTS
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.colocation import SharedDevice
 from pear_ray.distributed.evaluation import join_evaluation
 from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_rollouts import RolloutMaker
+from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import (
@@ -128,11 +130,21 @@ class GrpoWorker(RolloutTrainer):
         laps.lap("reward")
         self.shared.to_trainer()
         laps.lap("wake_trainer")
-        trained, result = self.train(groups)
+        minibatches = self.minibatches(groups)
+        trained, result = self.update(minibatches)
         mine = rollout_sums(groups) | {"max/stop": float(stop_wished(self.stage_dir))}
         laps.lap("train")
         gap = self.publish_weights()
         laps.lap("sync")
+        if is_saved(step, self.config):
+            save_rollouts(
+                groups,
+                self.stage_dir / ROLLOUTS,
+                step=step,
+                temperature=self.config.temperature,
+                minibatches=minibatches,
+            )
+            laps.lap("save")
         sums = over_ranks(mine | lap_times(laps))
         self.stop = bool(sums["max/stop"])  # the same on every rank
         return step_metrics(trained | sums) | {
