@@ -107,8 +107,8 @@ class ReplayWorker(RolloutTrainer):
         if lag:
             correction = self.config.mismatch_correction
             return (
-                f"the rollouts are of a policy {lag:g} optimizer steps away, so this step and "
-                f"those after it are off-policy (rl.mismatch_correction.level={correction.level}); "
+                f"the rollouts have a policy lag of {lag:g} optimizer step(s): from here on "
+                f"training is off-policy (rl.mismatch_correction.level={correction.level}); "
                 f"rl/policy_lag and rl/mismatch/mean_gap ({gap:.3g} nats here) say how far"
             )
         if gap > self.config.mismatch_alert:

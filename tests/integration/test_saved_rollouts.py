@@ -102,7 +102,7 @@ def test_a_replay_says_how_far_its_rollouts_are_from_the_policy(
     second = replay.step(1)
     assert second["rl/policy_lag"] == 1
     assert second["rl/mismatch/mean_gap"] > 100 * first["rl/mismatch/mean_gap"]
-    assert "of a policy 1 optimizer steps away" in replay.warning(second)
+    assert "have a policy lag of 1 optimizer step(s)" in replay.warning(second)
 
 
 def test_rollouts_alone_are_those_of_the_run_and_go_on_where_they_stopped(
