@@ -27,6 +27,7 @@ TRAINING_ONLY = frozenset(
         "pass_at_k",
         "microbatch_tokens",
         "checkpoint_every",
+        "colocation",
         "save_rollouts_every",
         "max_sync_gap",
         "mismatch_alert",

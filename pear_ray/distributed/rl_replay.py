@@ -69,7 +69,7 @@ class ReplayWorker(RolloutTrainer):
 
     def step(self, step: int) -> dict[str, float]:
         """Train on the step's file; the metrics of all ranks together."""
-        laps = Laps()
+        laps = Laps(self.device)
         rank, world_size = dist.get_rank(), dist.get_world_size()
         groups = read_groups(self.files[step])[rank::world_size]  # dealt as when they were sampled
         lags = [

@@ -36,7 +36,7 @@ def rollouts_loop(job: dict[str, Any]) -> None:
 
 def _sample_steps(job: TrainJob, pool: RewardPool) -> None:
     run, settings = job.config, job.config.rl
-    start_worker(run.cluster)
+    device = start_worker(run.cluster)
     stage_dir = job.run_dir / STAGE
     chat = ChatTokenizer(job.model)
     # As in `rl`, so that the same weights sample the same tokens.
@@ -51,7 +51,7 @@ def _sample_steps(job: TrainJob, pool: RewardPool) -> None:
     for step in range(settings.num_steps):
         if step + 1 in done[0]:
             continue
-        laps = Laps()
+        laps = Laps(device)
         sampled = maker.sample(step)
         laps.lap("sample")
         groups = maker.reward(sampled, policy_version=0)

@@ -146,23 +146,6 @@ def test_scores_agree_with_what_was_sampled_and_with_transformers(finished: Path
     assert details["score/audit_gap/max"] < 1e-4
 
 
-def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
-    """Trained on without an engine, in other processes: the same losses and weights to the bit."""
-    run_to_end(finished, "rl", "--train-only")
-    steps = [record for record in metrics(finished, "rl") if record.step]
-    replayed = metrics(finished, "rl_train")
-    assert [record.step for record in replayed] == [1, 2, 3, 4, 5, 6]
-    for name in ("rl/loss", "rl/grad_norm", "rl/reward/mean", "rl/mismatch/max_gap"):
-        assert [r.metrics[name] for r in replayed] == [r.metrics[name] for r in steps], name
-    assert {record.metrics["rl/policy_lag"] for record in replayed} == {0.0}
-    weights, again = (
-        load_file(finished / "small" / stage / "model" / "model.safetensors")
-        for stage in ("rl", "rl_train")
-    )
-    for name, tensor in weights.items():
-        assert (tensor == again[name]).all(), name
-
-
 def test_engine_and_trainer_agree_at_every_rl_step(finished: Path) -> None:
     steps = [record for record in metrics(finished, "rl") if record.step]
     assert [record.step for record in steps] == [1, 2, 3, 4, 5, 6]
@@ -179,6 +162,23 @@ def test_a_second_run_skips_everything(finished: Path) -> None:
     run_to_end(finished)
     assert stamps() == before
     assert events(finished, attempt=2) == [(stage, "stage_skipped") for stage in STAGES]
+
+
+def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
+    """Trained on without an engine, in other processes: the same losses and weights to the bit."""
+    run_to_end(finished, "rl", "--train-only")
+    steps = [record for record in metrics(finished, "rl") if record.step]
+    replayed = metrics(finished, "rl_train")
+    assert [record.step for record in replayed] == [1, 2, 3, 4, 5, 6]
+    for name in ("rl/loss", "rl/grad_norm", "rl/reward/mean", "rl/mismatch/max_gap"):
+        assert [r.metrics[name] for r in replayed] == [r.metrics[name] for r in steps], name
+    assert {record.metrics["rl/policy_lag"] for record in replayed} == {0.0}
+    weights, again = (
+        load_file(finished / "small" / stage / "model" / "model.safetensors")
+        for stage in ("rl", "rl_train")
+    )
+    for name, tensor in weights.items():
+        assert (tensor == again[name]).all(), name
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:

@@ -107,9 +107,10 @@ def _question(row: Mapping[str, Any]) -> Text:
 
 def _steps_table(facts: Sequence[StepFacts], shown: int) -> Table:
     names = list(dict.fromkeys(name for each in facts for name in each.component_sums))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    columns = ["step", "policy", "groups", "completions", "reward", *names, "right", "errored"]
-    columns += ["equal", "truncated", "length", "mean gap", "max gap"]
+    # A hundred columns hold it with several components, in a terminal and on a page.
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    columns = ["step", "policy", "groups", "reward", *names, "right", "errored"]
+    columns += ["equal", "cut", "length", "mean gap", "max gap"]
     for column in columns:
         table.add_column(printable(column), justify="right", no_wrap=True)
     for each in facts:
@@ -118,8 +119,7 @@ def _steps_table(facts: Sequence[StepFacts], shown: int) -> Table:
         cells = [
             f"{each.step:,}",
             "-".join(map(str, dict.fromkeys((each.versions[0], each.versions[-1])))),
-            f"{each.num_groups:,}",
-            f"{each.num_rollouts:,}",
+            f"{each.num_groups:,} of {each.num_rollouts // each.num_groups:,}",
             f"{each.reward_sum / judged:.3f}",
             *(f"{each.component_sums.get(name, 0.0) / judged:.3f}" for name in names),
             f"{100 * each.statuses[RewardStatus.OK] / judged:.1f} %",

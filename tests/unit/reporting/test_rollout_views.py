@@ -125,9 +125,9 @@ def test_inspect_shows_groups_of_the_last_step(
     out = shown(capsys, run_dir / "rl", "--html", run_dir / "page.html")
     assert re.search(r"rows +18 in 3 files", out)
     rows = [line.split() for line in out.splitlines() if re.match(r" +[123]  ", line)]
-    assert [row[:5] for row in rows] == [[str(n), str(n - 1), "3", "6", "0.300"] for n in (1, 2, 3)]
+    assert [" ".join(row[:6]) for row in rows] == [f"{n} {n - 1} 3 of 2 0.300" for n in (1, 2, 3)]
     # game, form, right, errored, equal, truncated, length, gaps
-    assert " ".join(rows[0][5:]) == "0.200 0.150 20.0 % 16.7 % 67 % 16.7 % 3.0 0.25 0.25"
+    assert " ".join(rows[0][6:]) == "0.200 0.150 20.0 % 16.7 % 67 % 16.7 % 3.0 0.25 0.25"
     assert "group 1: sum sum/0/1, policy version 2\n" in out
     assert (
         "completion 0: right, reward 1.000 (game 1, form 0.5), advantage +0.700, ended by stop "
