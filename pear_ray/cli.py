@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pear_ray import __version__
 from pear_ray.config.run import RunConfig, load_run
-from pear_ray.errors import DISK_FULL, PearRayError
+from pear_ray.errors import DISK_FULL, ConfigError, PearRayError
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
 COMPARISON = "compare.html"
@@ -57,7 +57,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "inspect":
         _quieten()
         inspection = importlib.import_module("pear_ray.inspection")
-        return inspection.run_inspect(parsed.artifact, num_rows=parsed.rows, html=parsed.html)
+        return inspection.run_inspect(
+            parsed.artifact, num_rows=parsed.rows, step=parsed.step, html=parsed.html
+        )
     config = load_run(parsed.run_file, parsed.overrides)
     if parsed.command == "plan":
         plan = importlib.import_module("pear_ray.plan")
@@ -73,13 +75,17 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             ),
             as_json=parsed.json,
         )
-    only = None if parsed.command == "run" else parsed.command
+    only = None if parsed.command == "run" else parsed.stage
+    rollouts = _rollouts(parsed)
     if parsed.dry_run:
-        return _dry_run(config, only=only, reuse_from=parsed.reuse)
+        return _dry_run(config, only=only, reuse_from=parsed.reuse, rollouts=rollouts)
     _quieten()
     pipeline = importlib.import_module("pear_ray.pipeline")
-    run_dir = pipeline.run(config, only=only, reuse_from=parsed.reuse)
-    page = PAGES.get(parsed.command, "report/report.html")
+    run_dir = pipeline.run(config, only=only, reuse_from=parsed.reuse, rollouts=rollouts)
+    if only == "rl_rollouts":
+        summary = importlib.import_module("pear_ray.reporting.rollouts.summary")
+        sys.stdout.write(summary.summary_text(run_dir / only))
+    page = PAGES.get(parsed.stage, "report/report.html")
     sys.stdout.write(f"run folder: {run_dir}\n")
     if (run_dir / page).exists():
         sys.stdout.write(f"report:     {run_dir / page}\n")
@@ -112,10 +118,25 @@ def _compare(run_dirs: Sequence[Path], *, out: Path | None, as_json: bool) -> in
     return 0
 
 
-def _dry_run(config: RunConfig, *, only: str | None, reuse_from: Sequence[Path]) -> int:
+def _dry_run(
+    config: RunConfig, *, only: str | None, reuse_from: Sequence[Path], rollouts: Path | None
+) -> int:
     dry_run = importlib.import_module("pear_ray.dry_run")
-    sys.stdout.write(dry_run.describe(config, only=only, reuse_from=reuse_from))
+    text = dry_run.describe(config, only=only, reuse_from=reuse_from, rollouts=rollouts)
+    sys.stdout.write(text)
     return 0
+
+
+def _rollouts(parsed: argparse.Namespace) -> Path | None:
+    """What `pear rl --train-only` is to train on, where that is said."""
+    if parsed.command != "rl" or parsed.rollouts is None:
+        return None
+    if parsed.stage != "rl_train":
+        raise ConfigError(
+            f"--rollouts {parsed.rollouts}: only `pear rl RUN.yaml --train-only` trains on saved "
+            "rollouts; add that flag, or leave --rollouts out"
+        )
+    return parsed.rollouts
 
 
 def _quieten() -> None:
@@ -160,6 +181,9 @@ def _parser() -> argparse.ArgumentParser:
             help="take stages from there that are complete and of the same settings and inputs; "
             "may be given again",
         )
+        command.set_defaults(stage=name)
+        if name == "rl":
+            _add_halves(command)
     _add_plan(commands)
     status = commands.add_parser("status", help="where a run is, from any terminal")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -169,7 +193,14 @@ def _parser() -> argparse.ArgumentParser:
         "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
     )
     inspect.add_argument(
-        "--rows", type=_count, default=SHOWN_ROWS, metavar="N", help=f"rows to show ({SHOWN_ROWS})"
+        "--rows",
+        type=_count,
+        default=SHOWN_ROWS,
+        metavar="N",
+        help=f"rows to show, or groups of rollouts ({SHOWN_ROWS})",
+    )
+    inspect.add_argument(
+        "--step", type=_count, metavar="N", help="of rollouts, the step to show (the last)"
     )
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write the same as one page")
     doctor = commands.add_parser("doctor", help="check this machine and the installation")
@@ -211,6 +242,25 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_file", type=Path, metavar="RUN.yaml")
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as sft.num_epochs=2"
+    )
+
+
+def _add_halves(command: argparse.ArgumentParser) -> None:
+    half = command.add_mutually_exclusive_group()
+    for flag, stage, says in (
+        (
+            "--rollouts-only",
+            "rl_rollouts",
+            "sample and reward num_steps batches, and train nothing",
+        ),
+        ("--train-only", "rl_train", "train on saved rollouts, and start no engine"),
+    ):
+        half.add_argument(flag, dest="stage", action="store_const", const=stage, help=says)
+    command.add_argument(
+        "--rollouts",
+        type=Path,
+        metavar="FOLDER",
+        help="with --train-only: where they are (those of --rollouts-only, or else of `pear rl`)",
     )
 
 

@@ -17,8 +17,14 @@ from pear_ray.tasks.difficulty import describe_band
 from pear_ray.tasks.problem_sets import num_problems
 
 
-def describe(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path] = ()) -> str:
-    """The plan of the run, or of its stage `only`, as text; `reuse_from` as in `pipeline.run`.
+def describe(
+    config: RunConfig,
+    *,
+    only: str | None = None,
+    reuse_from: Sequence[Path] = (),
+    rollouts: Path | None = None,
+) -> str:
+    """The plan of the run, or of its stage `only`, as text; the rest as in `pipeline.run`.
 
     Raises:
         PearRayError: What the run itself would refuse before its first engine starts.
@@ -26,14 +32,19 @@ def describe(config: RunConfig, *, only: str | None = None, reuse_from: Sequence
     run_dir = run_path(config.output_dir, config.name)
     check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
-    planned = pipeline.plan(config, run_dir, models, only=only, reuse_from=reuse_from)
+    planned = pipeline.plan(
+        config, run_dir, models, only=only, reuse_from=reuse_from, rollouts=rollouts
+    )
     stages = [stage for stage in planned if only in (None, stage.name)]
     shown = [*pipeline.taken(planned, only), *stages]
     to_make = [stage.name for stage in stages if not stage.is_made]
     if "collect" in to_make:
         preflight.check_corpus(config, models)
-    if {"collect", "rl", "evaluate"}.intersection(to_make):
+    if {"collect", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
+    for stage in stages:
+        if stage.rollouts is not None and not stage.is_made:
+            preflight.check_rollouts(stage.rollouts, models.policy, config.models.max_model_len)
     lines = [
         f"run {config.name} in {run_dir}",
         f"policy    {config.models.policy} ({models.policy})",
@@ -66,6 +77,8 @@ def _stage_line(run_dir: Path, stage: pipeline.PlannedStage) -> str:
         what = "make: what is there is unfinished, or of another config"
     else:
         what = "make"
+    if stage.rollouts is not None:
+        what += f", from {stage.rollouts}"
     return f"  {stage.name:<9} {stage.fingerprint}  {what}"
 
 

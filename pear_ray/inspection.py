@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 from pear_ray.artifacts.manifest import MANIFEST_FILE, UNFINISHED_FILE, Manifest, read_manifest
+from pear_ray.artifacts.rollouts import FOLDER as ROLLOUTS
 from pear_ray.artifacts.run_dir import IDENTITY_FILE
 from pear_ray.config.run import RunConfig, load_run
 from pear_ray.config.sft import PearWeights
@@ -21,6 +23,7 @@ from pear_ray.reporting.artifact_view import (
     render_table,
     write_view,
 )
+from pear_ray.reporting.rollouts.view import render_rollouts
 from pear_ray.reporting.token_rows import (
     TableRow,
     both_logprobs,
@@ -59,14 +62,18 @@ class _Artifact:
     tables: dict[str, list[Path]]
 
 
-def run_inspect(artifact: Path, *, num_rows: int, html: Path | None = None) -> int:
+def run_inspect(
+    artifact: Path, *, num_rows: int, step: int | None = None, html: Path | None = None
+) -> int:
     """Print what `artifact` holds, and write the same to `html`; 0.
+
+    `step` is that of the rollouts to show, where there are any; the last if None.
 
     Raises:
         InputError: There is no such file or folder, or it is a whole run.
         ArtifactError: It is unfinished, or holds no table that can be read.
     """
-    parts = list(inspect_artifact(artifact, num_rows=num_rows))
+    parts = list(inspect_artifact(artifact, num_rows=num_rows, step=step))
     console = Console()
     for part in parts:
         console.print(part)
@@ -77,13 +84,35 @@ def run_inspect(artifact: Path, *, num_rows: int, html: Path | None = None) -> i
     return 0
 
 
-def inspect_artifact(artifact: Path, *, num_rows: int) -> Iterator[RenderableType]:
-    """Facts, then for each table its schema, counts and first rows. Errors as in `run_inspect`."""
+def inspect_artifact(
+    artifact: Path, *, num_rows: int, step: int | None = None
+) -> Iterator[RenderableType]:
+    """Facts, then for each table its schema, counts and first rows; of rollouts, its first groups.
+
+    Errors as in `run_inspect`.
+    """
     found = _locate(artifact)
     if found.manifest:
         yield render_manifest(found.manifest)
+    rollouts = {name: _rollouts(files) for name, files in found.tables.items()}
+    if step is not None and not any(rollouts.values()):
+        raise InputError(
+            f"--step {step}: {artifact} holds no rollouts; give a run's folder rl, rl_rollouts or "
+            "rl_train, or leave --step out"
+        )
     for name, files in found.tables.items():
         yield render_table(_table_facts(name, files))
+        if rollouts[name]:
+            config, notes = _config(found.run_dir)
+            decode = _decoder(config, notes) if num_rows else None
+            yield from render_rollouts(
+                rollouts[name],
+                step=step,
+                num_groups=num_rows,
+                texts_of=lambda ids, decode=decode: _texts(ids, decode),
+                notes=notes,
+            )
+            continue
         rows = first_rows(files, num_rows)
         if rows and {"token_ids", "loss_mask"} <= set(rows[0].values):
             yield from _token_parts(found, rows)
@@ -108,7 +137,9 @@ def _locate(artifact: Path) -> _Artifact:
             f"{', '.join(stages) or 'none is finished yet'}"
         )
     manifest = read_manifest(artifact)
-    if manifest is None and (artifact / UNFINISHED_FILE).exists():
+    # A step's rollouts are whole whatever becomes of their stage: they can be read while it runs.
+    rollouts = artifact / ROLLOUTS
+    if manifest is None and (artifact / UNFINISHED_FILE).exists() and not rollouts.exists():
         raise ArtifactError(
             f"{artifact}: unfinished, so what it holds may be half written; run `pear "
             f"{artifact.name} RUN.yaml` to go on, or give one of its Parquet files"
@@ -121,9 +152,19 @@ def _locate(artifact: Path) -> _Artifact:
     if not tables:
         raise ArtifactError(
             f"{artifact}: holds no Parquet table; stages with tables are collect, score, diagnose, "
-            "sft and evaluate"
+            "sft, rl and evaluate"
         )
     return _Artifact(artifact, run_dir, manifest, tables)
+
+
+def _rollouts(files: Sequence[Path]) -> dict[int, Path]:
+    """The files by step, where they are of rollouts; nothing else has a group and a policy."""
+    with opened(files[0]) as parquet:
+        names = set(parquet.schema_arrow.names)
+    if not {"group", "policy_version", "behavior_logprobs"} <= names:
+        return {}
+    steps = {int(pq.read_table(file, columns=["step"])["step"][0].as_py()): file for file in files}
+    return dict(sorted(steps.items()))
 
 
 def _table_facts(name: str, files: Sequence[Path]) -> TableFacts:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pear_ray import preflight
-from pear_ray.artifacts import manifest, reuse
+from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.config.run import RunConfig, dump_run
@@ -19,7 +19,7 @@ from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.preflight import Models
-from pear_ray.records import ON_DEMAND_STAGES, STAGES
+from pear_ray.records import HALF_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
 from pear_ray.tasks.difficulty import describe_band, rates_content
 from pear_ray.tasks.problem_sets import content_of
@@ -34,8 +34,11 @@ from pear_ray.telemetry.metrics_log import (
 from pear_ray.telemetry.trackers import open_trackers
 
 CONFIG_FILE = "config.yaml"
-BUILDS_ON = {"diagnose": ("collect", "score")}  # of the stages that are made on demand
-ENGINE_STAGES = frozenset({"collect", "score", "diagnose", "sft", "rl", "evaluate"})
+# Of the stages that are made on demand, and that no other builds on.
+BUILDS_ON = {"diagnose": ("collect", "score")} | dict.fromkeys(
+    HALF_STAGES, ("collect", "score", "sft")
+)
+ENGINE_STAGES = frozenset({"collect", "score", "diagnose", "sft", "rl", "evaluate", *HALF_STAGES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,14 @@ class PlannedStage:
     Attributes:
         is_current: Whether the run's folder holds it.
         reuse_from: Where it does not, another run's folder that does.
+        rollouts: Of `rl_train`, the folder of the rollouts to train on.
     """
 
     name: str
     fingerprint: str
     is_current: bool
     reuse_from: Path | None = None
+    rollouts: Path | None = None
 
     @property
     def is_made(self) -> bool:
@@ -121,20 +126,28 @@ def plan(
     *,
     only: str | None = None,
     reuse_from: Sequence[Path] = (),
+    rollouts: Path | None = None,
 ) -> list[PlannedStage]:
     """Every stage in order, with whether its artifact is there already, or in another run.
 
     One that is made on demand is among them only where it is the stage `only`, right behind the
-    stages that it builds on.
+    stages that it builds on. `rollouts` is what `rl_train` is to train on, if not the run's own.
 
     Raises:
-        InputError: A folder of `reuse_from` is no run's.
+        InputError: A folder of `reuse_from` is no run's, or `rollouts` do not fit the run.
         ArtifactError: A folder of `reuse_from` holds no stage of this run.
     """
     reuse.check_runs(reuse_from)
     identities = fingerprints(config, models)
-    names = [name for name in STAGES if only not in ON_DEMAND_STAGES or name in BUILDS_ON[only]]
-    names += [name for name in ON_DEMAND_STAGES if name == only]
+    names = [name for name in STAGES if only not in BUILDS_ON or name in BUILDS_ON[only]]
+    names += [name for name in BUILDS_ON if name == only]
+    found: Path | None = None
+    if only in HALF_STAGES:
+        inputs = {"sft": identities["sft"], **content_of(config.rl.problems)}
+        identities["rl_rollouts"] = replay.rollouts_fingerprint(config, inputs)
+    if only == "rl_train":
+        found = replay.find_rollouts(run_dir, rollouts, current=identities["rl_rollouts"])
+        identities["rl_train"] = replay.replay_fingerprint(config, found, sft=identities["sft"])
     for folder in reuse_from:
         if not any(reuse.holder([folder], name, identities[name]) for name in names):
             raise ArtifactError(
@@ -148,16 +161,23 @@ def plan(
             identities[name],
             current[name],
             None if current[name] else reuse.holder(reuse_from, name, identities[name]),
+            found if name == "rl_train" else None,
         )
         for name in names
     ]
 
 
-def run(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path] = ()) -> Path:
+def run(
+    config: RunConfig,
+    *,
+    only: str | None = None,
+    reuse_from: Sequence[Path] = (),
+    rollouts: Path | None = None,
+) -> Path:
     """Run all stages, or the stage `only`; the run's folder.
 
     A stage that a run of `reuse_from` holds complete, made by the same settings and inputs, is
-    taken over from there, and so is what `only` builds on.
+    taken over from there, and so is what `only` builds on. `rollouts` as in `plan`.
 
     Raises:
         PearRayError: A stage could not start or failed. What was complete stays complete.
@@ -165,16 +185,19 @@ def run(config: RunConfig, *, only: str | None = None, reuse_from: Sequence[Path
     run_dir = run_dirs.run_path(config.output_dir, config.name)
     run_dirs.check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
-    stages = plan(config, run_dir, models, only=only, reuse_from=reuse_from)
+    stages = plan(config, run_dir, models, only=only, reuse_from=reuse_from, rollouts=rollouts)
     to_make = [s.name for s in stages if not s.is_made and only in (None, s.name)]
     if only is not None:
         _require_inputs(stages, only, run_dir)
     if "collect" in to_make:
         preflight.check_corpus(config, models)
-    if {"collect", "rl", "evaluate"}.intersection(to_make):
+    if {"collect", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
         if "rl" in to_make and (words := describe_band(config.rl)):
             sys.stdout.write(f"rl: {words}\n")
+    for stage in stages:
+        if stage.rollouts is not None and not stage.is_made:
+            preflight.check_rollouts(stage.rollouts, models.policy, config.models.max_model_len)
     if config.cluster.address is None and ENGINE_STAGES.intersection(to_make):
         check_capacity(config, preflight.local_resources(config.cluster.device))
     run_dirs.claim(run_dir, name=config.name)
@@ -263,8 +286,9 @@ def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt
     log.event("stage_started", "goes on where it stopped" if resumed else "begins")
     started = time.monotonic()
     module = importlib.import_module(f"pear_ray.stages.{stage.name}")
+    wanted = {} if stage.rollouts is None else {"rollouts": stage.rollouts}
     try:
-        module.run(config, run_dir, attempt=attempt)
+        module.run(config, run_dir, attempt=attempt, **wanted)
     except StopRequested as stop:
         log.event("stage_stopped", str(stop))
         raise

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from pear_ray.artifacts.rollouts import read_groups, saved_steps
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
@@ -159,6 +160,33 @@ def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> 
             )
 
 
+def check_rollouts(folder: Path, policy: Path, max_model_len: int) -> None:
+    """See that saved rollouts are of the policy's tokenizer and chat template, and fit it.
+
+    Raises:
+        InputError: They are of others, or longer than `max_model_len`.
+        ArtifactError: They cannot be read.
+    """
+    # Loading a tokenizer takes seconds: only what will run pays for it.
+    from pear_ray.engines.chat import ChatTokenizer  # noqa: PLC0415
+
+    file = next(iter(saved_steps(folder).values()))
+    rollouts = [one for group in read_groups(file) for one in group.rollouts]
+    first, chat = rollouts[0], ChatTokenizer(policy)
+    if (prompt := chat.prompt_ids(first.problem.question)) != first.prompt_ids:
+        raise InputError(
+            f"{file}: problem {first.problem.problem_id} has a prompt of {len(first.prompt_ids)} "
+            f"tokens there and of {len(prompt)} others in {policy}: the rollouts are of another "
+            "tokenizer or chat template; give those of this policy"
+        )
+    longest = max(len(one.prompt_ids) + len(one.completion.token_ids) for one in rollouts)
+    if longest > max_model_len:
+        raise InputError(
+            f"{file}: holds a rollout of {longest} tokens, more than models.max_model_len="
+            f"{max_model_len}; raise it"
+        )
+
+
 def _check_rewards(key: str, problems: list[Problem], rewards: RewardConfig) -> None:
     """See that verifiers load, as they will in the stage, and have what they compare with."""
     _naming(key, lambda: check_verifiable(problems, rewards))
@@ -177,7 +205,7 @@ def _problem_sets(
     if "collect" in stages and isinstance(corpus, SampledCorpus):
         made = _naming("corpus.problems", lambda: make_problems(corpus.problems))
         yield "corpus.problems", made, corpus.max_tokens, corpus.rewards
-    if "rl" in stages:
+    if {"rl", "rl_rollouts"}.intersection(stages):
         made = _naming("rl.problems", lambda: training_problems(rl))
         yield "rl.problems", made, rl.max_tokens, rl.rewards
     wanted = [each.pass_at_k for each in (rl, config.sft) if each.pass_at_k is not None]

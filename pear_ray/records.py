@@ -6,6 +6,7 @@ from enum import StrEnum
 
 STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")  # in order
 ON_DEMAND_STAGES = ("diagnose",)  # made only when asked for by name
+HALF_STAGES = ("rl_rollouts", "rl_train")  # `pear rl --rollouts-only` and `--train-only`
 
 
 class RewardStatus(StrEnum):

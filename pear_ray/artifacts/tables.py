@@ -90,6 +90,33 @@ EVALUATION_SAMPLES = pa.schema(
         pa.field("num_tokens", pa.int32(), nullable=False),
     ]
 )
+# `step` counts from 1; `group` is the problem's place in the step, `entry` the verifier's record of
+# it. An errored reward has no value. `proximal_logprobs` are the trainer's before the step's first
+# update, `advantage` is the mean over the completion's tokens; null where nothing was trained.
+ROLLOUTS = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("policy_version", pa.int32(), nullable=False),
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("sample_index", pa.int32(), nullable=False),
+        pa.field("problem_id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("entry", pa.string(), nullable=False),
+        pa.field("temperature", pa.float64(), nullable=False),
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("behavior_logprobs", pa.list_(pa.float32()), nullable=False),
+        pa.field("proximal_logprobs", pa.list_(pa.float32())),
+        pa.field("reward_status", pa.string(), nullable=False),
+        pa.field("reward_value", pa.float64()),
+        pa.field("reward_detail", pa.string(), nullable=False),
+        pa.field("reward_components", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("advantage", pa.float32()),
+    ]
+)
 
 
 ROWS_PER_WRITE = 512

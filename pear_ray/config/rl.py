@@ -76,6 +76,9 @@ class RlConfig(Section):
     the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 5
     """Optimizer steps between checkpoints."""
+    save_rollouts_every: Annotated[int, Field(ge=0)] = 1
+    """Steps between rollout batches that are kept in `rl/rollouts`, with rewards, advantages and
+    log-probs; the first and the last are among them. 0: none."""
     max_sync_gap: Annotated[float, Field(gt=0)] | None = None
     """Largest mean canary log-prob gap between engine and trainer after a weight sync, in nats;
     above it the step fails. None: 1e-4 in float32, 0.3 in bfloat16."""

@@ -28,6 +28,11 @@ def lap_times(laps: Laps) -> dict[str, float]:
 
 def step_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """The step's metrics from the sums of all ranks and updates."""
+    return rollout_metrics(sums) | _update_metrics(sums) | _mismatch_metrics(sums)
+
+
+def rollout_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the step's rollouts and times, from the sums of all ranks."""
     tokens, rollouts = sums["completion_tokens"], sums["rollouts"]
     times = {key.removeprefix("max/"): value for key, value in sums.items() if "max/time/" in key}
     memory = {key.removeprefix("max/"): value for key, value in sums.items() if "max/mem" in key}
@@ -38,8 +43,6 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "rl/truncated_fraction": sums["truncated"] / rollouts,
         # The mean surprise of sampled tokens estimates the policy's entropy without bias.
         "rl/entropy": sums["surprise"] / tokens,
-        **_update_metrics(sums),
-        **_mismatch_metrics(sums),
         "rl/tokens_per_s": tokens / step_s,
         **memory,
         **times,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pear_ray.artifacts.manifest import Manifest, read_manifest
+from pear_ray.artifacts.rollouts import FOLDER as ROLLOUTS
 from pear_ray.config.run import RunConfig, load_run
 from pear_ray.errors import ArtifactError, ConfigError, InputError
 from pear_ray.records import STAGES
@@ -85,6 +86,7 @@ class RunData:
     weights: WeightSamples | None
     evaluation: Evaluation | None
     samples_path: Path | None
+    rollouts_path: Path
     missing: dict[str, str]
 
     def series(self, stage: str, name: str) -> tuple[Floats, Floats]:
@@ -136,6 +138,7 @@ def load_run_data(run_dir: Path) -> RunData:
         weights=attempt("weights", lambda: _load_weights(run_dir / "sft")),
         evaluation=attempt("evaluation", lambda: load_evaluation(run_dir / "evaluate")),
         samples_path=samples_path if samples_path.exists() else None,
+        rollouts_path=run_dir / "rl" / ROLLOUTS,
         missing=missing,
     )
 

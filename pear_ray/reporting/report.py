@@ -3,9 +3,11 @@
 import time
 from pathlib import Path
 
+from pear_ray.errors import ArtifactError
 from pear_ray.reporting.load import CHECKPOINTS, RunData, load_run_data
 from pear_ray.reporting.outcome import example_problems
 from pear_ray.reporting.page import Table, render_page, write_page
+from pear_ray.reporting.rollouts.page import ShownStep, shown_steps
 from pear_ray.reporting.sections import build_sections
 from pear_ray.reporting.words import (
     CHECKPOINT_WORDS,
@@ -34,6 +36,7 @@ def write_report(run_dir: Path, out_path: Path) -> None:
 def render_report(data: RunData) -> str:
     """The page as HTML; everything that comes from the run is escaped."""
     evaluation = data.evaluation
+    steps, no_steps = _rollouts(data)
     sentences = verdict(evaluation) if evaluation and evaluation.checkpoints else []
     return render_page(
         _TEMPLATE,
@@ -45,6 +48,8 @@ def render_report(data: RunData) -> str:
         evaluation=evaluation,
         summary=_summary(data),
         sections=build_sections(data),
+        steps=steps,
+        no_steps=no_steps,
         problems=example_problems(data.samples_path) if data.samples_path else [],
         warnings=[
             (time.strftime("%H:%M:%S", time.localtime(w.time)), w.stage, w.message)
@@ -56,6 +61,15 @@ def render_report(data: RunData) -> str:
         stages=_stages(data),
         versions=_versions(data),
     )
+
+
+def _rollouts(data: RunData) -> tuple[list[ShownStep], str]:
+    """The steps whose rollouts are shown, or why there are none."""
+    try:
+        steps = shown_steps(data.rollouts_path)
+    except ArtifactError as error:
+        return [], str(error)
+    return steps, "" if steps else "no rollouts in rl/rollouts: run the stage `rl`"
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ evaluate:
 """
 
 
-def command(folder: Path, stage: str) -> list[str]:
+def command(folder: Path, stage: str, *flags: str) -> list[str]:
     return [
         sys.executable,
         "-m",
@@ -61,20 +61,21 @@ def command(folder: Path, stage: str) -> list[str]:
         stage,
         str(folder / "small.yaml"),
         f"output_dir={folder}",
+        *flags,
     ]
 
 
-def start(folder: Path, stage: str = "run") -> subprocess.Popen[str]:
+def start(folder: Path, stage: str = "run", *flags: str) -> subprocess.Popen[str]:
     log = (folder / f"driver-{time.time_ns()}.log").open("w", encoding="utf-8")
     return subprocess.Popen(
-        command(folder, stage), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True
+        command(folder, stage, *flags), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True
     )
 
 
-def run_to_end(folder: Path, stage: str = "run") -> float:
+def run_to_end(folder: Path, stage: str = "run", *flags: str) -> float:
     """Run the pipeline; the seconds it took."""
     began = time.monotonic()
-    process = start(folder, stage)
+    process = start(folder, stage, *flags)
     assert process.wait(timeout=RUN_TIMEOUT_S) == 0, newest_log(folder)
     return time.monotonic() - began
 
@@ -161,6 +162,23 @@ def test_a_second_run_skips_everything(finished: Path) -> None:
     run_to_end(finished)
     assert stamps() == before
     assert events(finished, attempt=2) == [(stage, "stage_skipped") for stage in STAGES]
+
+
+def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
+    """Trained on without an engine, in other processes: the same losses and weights to the bit."""
+    run_to_end(finished, "rl", "--train-only")
+    steps = [record for record in metrics(finished, "rl") if record.step]
+    replayed = metrics(finished, "rl_train")
+    assert [record.step for record in replayed] == [1, 2, 3, 4, 5, 6]
+    for name in ("rl/loss", "rl/grad_norm", "rl/reward/mean", "rl/mismatch/max_gap"):
+        assert [r.metrics[name] for r in replayed] == [r.metrics[name] for r in steps], name
+    assert {record.metrics["rl/policy_lag"] for record in replayed} == {0.0}
+    weights, again = (
+        load_file(finished / "small" / stage / "model" / "model.safetensors")
+        for stage in ("rl", "rl_train")
+    )
+    for name, tensor in weights.items():
+        assert (tensor == again[name]).all(), name
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""rl_rollouts: the sampling half of `rl` from the SFT checkpoint, an artifact of its own."""
+
+import statistics
+from pathlib import Path
+
+from pear_ray.artifacts import manifest
+from pear_ray.artifacts.rollouts import FOLDER, saved_steps
+from pear_ray.config.run import RunConfig
+from pear_ray.distributed.rl_rollouts_loop import STAGE, rollouts_loop
+from pear_ray.distributed.session import ray_session
+from pear_ray.distributed.train_group import run_train_group
+from pear_ray.errors import StopRequested
+from pear_ray.reporting.rollouts.summary import summarise
+from pear_ray.tasks.problem_sets import with_absolute_paths
+from pear_ray.telemetry.metrics_log import latest_by_step, read_metrics
+
+
+def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
+    """Write `rl_rollouts/rollouts`, one file per step, and the manifest with its summary.
+
+    Steps that are there are passed over.
+
+    Raises:
+        TrainingError: The worker group failed more often than allowed.
+        RewardError: Too many rewards could not be computed.
+        StopRequested: SIGTERM came; the steps done are there.
+    """
+    stage_dir = run_dir / STAGE
+    manifest.require_manifest(run_dir / "sft")
+    with ray_session(config.cluster):
+        run_train_group(
+            rollouts_loop,
+            {
+                "config": with_absolute_paths(config),
+                "run_dir": run_dir,
+                "attempt": attempt,
+                "model": run_dir / "sft" / "model",
+            },
+            cluster=config.cluster,
+            stage_dir=stage_dir,
+        )
+    files = saved_steps(stage_dir / FOLDER)
+    if len(files) < config.rl.num_steps:
+        raise StopRequested(
+            f"{STAGE} stopped after {len(files)} of {config.rl.num_steps} steps, as SIGTERM asked; "
+            "run the same command again to go on"
+        )
+    records = latest_by_step(read_metrics(run_dir / "metrics.jsonl"), STAGE)
+    speed = statistics.median(each.metrics["rl/tokens_per_s"] for each in records)
+    summary = summarise(list(files.values()), tokens_per_s=speed)
+    counts = {"steps": len(files), "rollouts": summary["rollouts"], "tokens": summary["tokens"]}
+    return manifest.complete(stage_dir, counts=counts, details={"summary": summary})
