@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_grpo_steps import parameters_of, start_grpo  # noqa: F401 - a fixture
 from training_runs import job, run_config
 
 from pear_ray.artifacts.rollouts import read_groups, saved_steps
@@ -14,7 +13,7 @@ from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.telemetry.metrics_log import read_metrics
 
 
-def test_a_step_leaves_its_rollouts_with_what_training_found(start_grpo: Any) -> None:  # noqa: F811
+def test_a_step_leaves_its_rollouts_with_what_training_found(start_grpo: Any) -> None:
     worker = start_grpo()
     metrics = worker.step(0)
     files = saved_steps(worker.stage_dir / "rollouts")
@@ -42,7 +41,7 @@ def test_a_step_leaves_its_rollouts_with_what_training_found(start_grpo: Any) ->
     assert sum(gaps) / len(gaps) == pytest.approx(metrics["rl/mismatch/mean_gap"], rel=1e-3)
 
 
-def test_steps_between_are_not_kept_where_only_some_are_wanted(start_grpo: Any) -> None:  # noqa: F811
+def test_steps_between_are_not_kept_where_only_some_are_wanted(start_grpo: Any) -> None:
     worker = start_grpo(save_rollouts_every=2, num_steps=4)
     for step in range(4):
         assert ("time/save_s" in worker.step(step)) == (step != 1)
@@ -66,7 +65,7 @@ def test_steps_between_are_not_kept_where_only_some_are_wanted(start_grpo: Any) 
     ids=["defaults", "all terms"],
 )
 def test_training_on_saved_rollouts_is_the_step_that_saved_them(
-    start_grpo: Any,  # noqa: F811
+    start_grpo: Any,
     tmp_path: Path,
     rl: dict[str, Any],
 ) -> None:
@@ -89,7 +88,7 @@ def test_training_on_saved_rollouts_is_the_step_that_saved_them(
 
 
 def test_a_replay_says_how_far_its_rollouts_are_from_the_policy(
-    start_grpo: Any,  # noqa: F811
+    start_grpo: Any,
     tmp_path: Path,
 ) -> None:
     worker = start_grpo()
@@ -106,7 +105,7 @@ def test_a_replay_says_how_far_its_rollouts_are_from_the_policy(
 
 
 def test_rollouts_alone_are_those_of_the_run_and_go_on_where_they_stopped(
-    start_grpo: Any,  # noqa: F811
+    start_grpo: Any,
     engine: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
