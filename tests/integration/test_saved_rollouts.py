@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from training_runs import job, run_config
+from training_runs import job, parameters_of, run_config
 
 from pear_ray.artifacts.rollouts import read_groups, saved_steps
 from pear_ray.config.run import RunConfig, validate_run
