@@ -51,7 +51,8 @@ def check_models(config: RunConfig) -> Models:
             longer sequences than the policy was made for.
         ConfigError: The backend or LoRA is not installed, the policy has no layers of the names in
             `sft.lora`, `score.top_k` is more than a behavior model's vocabulary, or
-            `score.tensor_parallel_size` does not divide a scored model's attention heads.
+            `score.tensor_parallel_size` does not divide a scored model's attention heads, or
+            `rl.tensor_parallel_size` the policy's.
     """
     _check_installed(config)
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
@@ -104,14 +105,15 @@ def _named(behavior: dict[str, Path]) -> dict[str, Path]:
 
 
 def _check_split(config: RunConfig, models: dict[str, Path]) -> None:
-    """See that every model that may be scored with splits over the devices asked for."""
-    devices = config.score.tensor_parallel_size
-    for name, model in models.items():
-        heads = num_attention_heads(model)
+    """See that every model splits over the devices that its engines are asked to have."""
+    sizes = dict.fromkeys(models, ("score", config.score.tensor_parallel_size))
+    asked = [*sizes.items(), ("models.policy", ("rl", config.rl.tensor_parallel_size))]
+    for name, (stage, devices) in asked:
+        heads = num_attention_heads(models[name])
         if heads is not None and heads % devices:
             raise ConfigError(
-                f"score.tensor_parallel_size={devices} does not divide the {heads} attention heads "
-                f"of {name}: {model}; use a divisor of {heads}"
+                f"{stage}.tensor_parallel_size={devices} does not divide the {heads} attention "
+                f"heads of {name}: {models[name]}; use a divisor of {heads}"
             )
 
 

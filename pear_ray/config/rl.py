@@ -69,6 +69,9 @@ class RlConfig(Section):
     """How completions are verified."""
     pass_at_k: PassAtKConfig | None = None
     """Evaluate while training; off unless this is set."""
+    tensor_parallel_size: Annotated[int, Field(gt=0)] = 1
+    """Trainers next to each other that share one vLLM engine, each holding a part of it, for models
+    too large for an engine on each. It divides `cluster.num_trainers` and the policy's heads."""
     colocation: ColocationConfig = ColocationConfig()
     """How trainer and engine share a GPU's memory."""
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192

@@ -58,6 +58,12 @@ class RunConfig(Section):
                     f"{field}={count} does not split over cluster.num_trainers={ranks} ranks; "
                     f"make it a multiple of {ranks}, or set cluster.num_trainers to a divisor"
                 )
+        sharing = self.rl.tensor_parallel_size
+        if ranks % sharing:
+            raise ValueError(
+                f"rl.tensor_parallel_size={sharing} does not divide cluster.num_trainers={ranks}, "
+                "whose ranks share the engines; use a divisor"
+            )
         updates = self.rl.updates_per_batch
         if self.rl.prompts_per_step % (ranks * updates):
             raise ValueError(

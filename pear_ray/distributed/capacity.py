@@ -37,6 +37,7 @@ def engine_spec(
     max_top_k: int = 0,
     tensor_parallel_size: int = 1,
     sleeps: bool = False,
+    spans_ranks: bool = False,
 ) -> EngineSpec:
     """The run's engine on the weights in `model`."""
     return EngineSpec(
@@ -49,8 +50,21 @@ def engine_spec(
         chunk_tokens=chunk_tokens,
         max_top_k=max_top_k,
         tensor_parallel_size=tensor_parallel_size,
+        spans_ranks=spans_ranks and tensor_parallel_size > 1,
         eager=config.cluster.enforce_eager,
         sleeps=sleeps and config.cluster.device == "cuda",
+    )
+
+
+def rl_engine_spec(config: RunConfig, model: Path) -> EngineSpec:
+    """The engine of RL's ranks: one each, or one of `rl.tensor_parallel_size` of them together."""
+    return engine_spec(
+        config,
+        model,
+        seed=config.seed,
+        tensor_parallel_size=config.rl.tensor_parallel_size,
+        spans_ranks=True,
+        sleeps=config.rl.colocation.sleep,
     )
 
 

@@ -139,7 +139,9 @@ class TrainingEvaluation:
         begun = time.perf_counter()
         load()
         gathered: list[Any] = [None] * dist.get_world_size()
-        mine = self._share(dist.get_rank(), dist.get_world_size())
+        size = self._engine.spec.tensor_parallel_size
+        rank = dist.get_rank()
+        mine = self._share(rank // size, dist.get_world_size() // size, answers=rank % size == 0)
         dist.all_gather_object(gathered, mine)
         answered = {begin: groups for share in gathered for begin, groups in share.items()}
         groups = [group for begin in sorted(answered) for group in answered[begin]]
@@ -149,17 +151,20 @@ class TrainingEvaluation:
             "time/eval_s": time.perf_counter() - begun
         }
 
-    def _share(self, rank: int, world_size: int) -> dict[int, list[list[Judged]]]:
-        """The judged samples of a rank's calls, by the place of each call's first problem."""
+    def _share(
+        self, engine: int, num_engines: int, *, answers: bool
+    ) -> dict[int, list[list[Judged]]]:
+        """The judged samples of an engine's calls, by the place of each call's first problem.
+
+        Of the ranks that share an engine all ask it, and the one that `answers` judges.
+        """
         asked = self._requests
-        return {
-            call.start: judge(
-                self._pool,
-                asked.problems[call],
-                self._engine.generate(asked.prompts[call], asked.sampling[call]),
-            )
-            for call in asked.calls()[rank::world_size]
-        }
+        found = {}
+        for call in asked.calls()[engine::num_engines]:
+            samples = self._engine.generate(asked.prompts[call], asked.sampling[call])
+            if answers:
+                found[call.start] = judge(self._pool, asked.problems[call], samples)
+        return found
 
 
 def start_evaluation(

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from pear_ray.artifacts.rollouts import FOLDER as ROLLOUTS
-from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.capacity import rl_engine_spec
 from pear_ray.distributed.colocation import SharedDevice
 from pear_ray.distributed.evaluation import join_evaluation
 from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
@@ -59,10 +59,7 @@ class GrpoWorker(RolloutTrainer):
         self.watchdog = Watchdog(run.cluster, self.stage_dir, rank=self.rank, log=self.log)
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
-        self.engine = VllmEngine(
-            engine_spec(run, job.model, seed=run.seed, sleeps=self.config.colocation.sleep),
-            takes_weights=True,
-        )
+        self.engine = VllmEngine(rl_engine_spec(run, job.model), takes_weights=True)
         self.engine.sleep()  # until the first weight sync
         self.evaluation = join_evaluation(run, self.chat, self.engine, self.stage_dir)
         super().__init__(job, self.chat, device=self.device, watchdog=self.watchdog)

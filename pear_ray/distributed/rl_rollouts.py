@@ -58,7 +58,9 @@ class RolloutMaker:
             step: Counts from 0.
             places: All ranks' places; the step's own unless given.
         """
-        problems = self._my_problems(self.places_of(step) if places is None else places)
+        all_places = self.places_of(step) if places is None else places
+        mine = set(all_places[self.rank :: self.world_size])
+        problems = self._engine_problems(all_places)
         if not problems:
             return []
         prompts = [self.chat.prompt_ids(problem.question) for _, problem in problems]
@@ -75,7 +77,8 @@ class RolloutMaker:
         completions = self.engine.generate(prompts, sampling)
         return [
             Sampled(problem, prompt, group)
-            for (_, problem), prompt, group in zip(problems, prompts, completions, strict=True)
+            for (place, problem), prompt, group in zip(problems, prompts, completions, strict=True)
+            if place in mine
         ]
 
     def reward(self, sampled: Sequence[Sampled], *, policy_version: int) -> list[RolloutGroup]:
@@ -114,10 +117,19 @@ class RolloutMaker:
             first=first_error(one.reward for one in mine),
         )
 
-    def _my_problems(self, places: Sequence[int]) -> list[tuple[int, Problem]]:
-        """This rank's problems of all ranks' `places`, each with its place."""
-        mine = places[self.rank :: self.world_size]
-        return [(place, self.problems[self._order(place)]) for place in mine]
+    def _engine_problems(self, places: Sequence[int]) -> list[tuple[int, Problem]]:
+        """Those of all ranks' `places` that this rank's engine samples, each with its place.
+
+        The ranks of one engine ask it the same, for all of them.
+        """
+        size = self.config.tensor_parallel_size
+        first = self.rank - self.rank % size
+        of_engine = sorted(
+            place
+            for rank in range(first, first + size)
+            for place in places[rank :: self.world_size]
+        )
+        return [(place, self.problems[self._order(place)]) for place in of_engine]
 
     def _order(self, place: int) -> int:
         epoch, index = divmod(place, len(self.problems))

@@ -5,7 +5,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
-from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.capacity import rl_engine_spec
 from pear_ray.distributed.rl_metrics import lap_times, rollout_metrics, rollout_sums
 from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.rl_saving import save_rollouts
@@ -40,7 +40,7 @@ def _sample_steps(job: TrainJob, pool: RewardPool) -> None:
     stage_dir = job.run_dir / STAGE
     chat = ChatTokenizer(job.model)
     # As in `rl`, so that the same weights sample the same tokens.
-    engine = VllmEngine(engine_spec(run, job.model, seed=run.seed), takes_weights=True)
+    engine = VllmEngine(rl_engine_spec(run, job.model), takes_weights=True)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     where = {"rank": rank, "world_size": world_size}
     maker = RolloutMaker(settings, chat, engine, pool, seed=run.seed, **where)

@@ -236,7 +236,13 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
     if config.rl.pass_at_k is not None:
         num_rows = max(num_rows, MAX_NUM_SEQS)  # a call of the evaluation fills the engine
         verifiers += _verifiers(config, "evaluate", config.evaluate.rewards)
-    engine = _engine(config, shape, memory, num_sequences=num_rows)
+    engine = _engine(
+        config,
+        shape,
+        memory,
+        num_sequences=num_rows,
+        tensor_parallel_size=config.rl.tensor_parallel_size,
+    )
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
     notes = _training_notes(config, shape)

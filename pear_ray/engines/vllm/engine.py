@@ -220,7 +220,7 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
         # Inside a Ray actor vLLM would take Ray for its workers, and ask it for devices anew.
         common |= {
             "tensor_parallel_size": spec.tensor_parallel_size,
-            "distributed_executor_backend": "mp",
+            "distributed_executor_backend": "external_launcher" if spec.spans_ranks else "mp",
         }
     if spec.device == "cuda":
         return {

@@ -28,7 +28,10 @@ class EngineSpec:
             vLLM. It bounds the logits that scoring holds at once.
         max_top_k: Most candidates per token that scoring may ask for.
         tensor_parallel_size: Devices that the engine is spread over, each with a process of its
-            own; such an engine takes no weights.
+            own.
+        spans_ranks: Those processes are ranks of this process group, so many next to each other:
+            each makes its part and they are called together, with the same arguments. Otherwise
+            vLLM starts them, and the engine takes no weights.
         eager: Neither compile the model nor capture CUDA graphs (CUDA only; a CPU never does).
         sleeps: Whether `sleep` gives the GPU's memory back (CUDA only).
     """
@@ -43,6 +46,7 @@ class EngineSpec:
     chunk_tokens: int | None = None
     max_top_k: int = 0
     tensor_parallel_size: int = 1
+    spans_ranks: bool = False
     eager: bool = False
     sleeps: bool = False
 

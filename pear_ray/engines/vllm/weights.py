@@ -247,10 +247,13 @@ class WeightSender:
         """Put the policy's current weights into the engine. A collective when it is sharded.
 
         Returns:
-            Names of the parameters that the engine does not hold as they were sent. See `held`.
+            Names of the parameters that the engine does not hold as they were sent. See `held`. Of
+            an engine over several ranks, whose parts cannot be compared so, none.
         """
         with torch.no_grad():
             self._sender.send_weights()
+        if self._llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
+            return []
         sent, dtype = self._sender.sent, self._llm.model_config.dtype
         (found,) = self._llm.apply_model(lambda model: differing(model, sent, dtype=dtype))
         return found
