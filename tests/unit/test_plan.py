@@ -165,9 +165,9 @@ def test_a_named_gpu_gives_memory_and_times(plan: Callable[..., tuple[int, str]]
     assert {phase["available_bytes"] for phase in tree["phases"]} == {80 * 10**9}
     assert tree["time"]["pace"]["flops_per_s"] == 19.5e12  # the run is in float32
     sft = next(each for each in tree["time"]["phases"] if each["phase"] == "sft")
-    # 1,000 rows over two trainers; 28 layers whose queries are 2,048 wide; 35 % of it
+    # 1,000 rows over two trainers; 28 layers whose queries are 2,048 wide; 14 % of it
     flops = 3 * 1000 * 500 * (2 * 596_049_920 + 4 * 28 * 2048 * 500)
-    assert sft["seconds"] == pytest.approx(flops / (2 * 19.5e12 * 0.35))
+    assert sft["seconds"] == pytest.approx(flops / (2 * 19.5e12 * 0.14))
 
 
 def test_a_gpu_for_a_run_on_cpu(capsys: pytest.CaptureFixture[str]) -> None:

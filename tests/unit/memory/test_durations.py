@@ -120,7 +120,7 @@ def test_the_words_say_what_is_assumed() -> None:
     day = Duration(phase="sft", parts=(Part(name="training", seconds=1.0, formula="f"),))
     lines = "\n".join(time_lines(config, [day], pace, WORK))
     assert "989 TFLOP/s in bfloat16, 3.35 TB/s (NVIDIA H100 Tensor Core GPU data sheet)" in lines
-    assert "assumed: 35% of that FLOP/s in training" in lines
+    assert "assumed: 14% of that FLOP/s in training" in lines
     assert "not known; say which GPU" in "\n".join(time_lines(config, [], None, WORK))
 
 
