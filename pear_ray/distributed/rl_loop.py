@@ -227,12 +227,13 @@ class GrpoWorker:
         sums: dict[str, float] = {}
         wants_entropy = self.config.entropy_coefficient > 0
         for each in microbatches:
-            found = self.trainer.policy(
-                each.batch, temperature=self.config.temperature, exact_entropy=wants_entropy
-            )
-            outputs = found if isinstance(found, dict) else {"logprobs": found}
-            terms = microbatch_terms(outputs, each.batch, self.config)
-            self.trainer.backward(terms.numerator)
+            with self.trainer.microbatch(last=each is microbatches[-1]):
+                found = self.trainer.policy(
+                    each.batch, temperature=self.config.temperature, exact_entropy=wants_entropy
+                )
+                outputs = found if isinstance(found, dict) else {"logprobs": found}
+                terms = microbatch_terms(outputs, each.batch, self.config)
+                self.trainer.backward(terms.numerator)
             sums = weight_health.merge(sums, terms.sums)
         sums = _over_ranks(sums)
         denominator = denominator_of(sums, self.config)

@@ -22,6 +22,9 @@ from pear_ray.config.sections import OptimizerConfig
 from pear_ray.engines.policy import Policy
 from pear_ray.engines.trainer import Trainer
 
+# Parameters that, whole and with whole gradients, are little beside any device's memory.
+SMALL_BYTES = 64 * 2**20
+
 
 class NativeTrainer(Trainer):
     """A policy that `policy.shard` or `policy.replicate` has spread, with AdamW."""
@@ -45,6 +48,13 @@ class NativeTrainer(Trainer):
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
         )
+        whole = sum(each.numel() * each.element_size() for each in policy.parameters())
+        is_small = isinstance(policy, FSDPModule) and whole <= SMALL_BYTES
+        self._small_root = policy if is_small else None
+        # Not the root: it stays whole between its forward and its backward pass anyway.
+        self._layers = [
+            each for each in module.modules() if isinstance(each, FSDPModule) and each is not module
+        ]
 
         self._ema_decay = ema_decay
         self._average: dict[str, torch.Tensor] = {}
@@ -67,8 +77,11 @@ class NativeTrainer(Trainer):
 
     @torch.no_grad()
     def _swap_average(self) -> None:
-        if isinstance(self.module, FSDPModule):
-            self.module.reshard()  # the root stays gathered after a forward pass
+        # The root stays gathered after a forward pass, and all of a small model within a step: what
+        # is gathered would not be what is swapped.
+        for unit in (self.module, *self._layers):
+            if isinstance(unit, FSDPModule):
+                unit.reshard()
         for name, parameter in self._named_trained():
             live, average = _local(parameter), _local(self._average[name])
             held = live.clone()
@@ -76,10 +89,30 @@ class NativeTrainer(Trainer):
             average.copy_(held)
 
     def microbatch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """With DDP, gradients are averaged at the last microbatch only."""
-        if isinstance(self._spread, DistributedDataParallel) and not last:
-            return self._spread.no_sync()
-        return contextlib.nullcontext()
+        """Gradients are averaged at the last microbatch only, where what that holds is little."""
+        if isinstance(self._spread, DistributedDataParallel):
+            return contextlib.nullcontext() if last else self._spread.no_sync()
+        if self._small_root is None:
+            return contextlib.nullcontext()
+        return self._kept_whole(self._small_root, last=last)
+
+    @contextlib.contextmanager
+    def _kept_whole(self, root: FSDPModule, *, last: bool) -> Iterator[None]:
+        """FSDP2 gathers once per step and reduces once, at the step's last microbatch.
+
+        On small models the copying to and fro for each layer of each microbatch is what sharding
+        costs. With one rank the gradients are the same to the bit.
+        """
+        root.set_requires_gradient_sync(last)
+        root.set_reshard_after_backward(last)
+        for layer in self._layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            # A pass without gradients, such as the canary's, has no backward pass to let go in.
+            for layer in self._layers:
+                layer.set_reshard_after_forward(True, recurse=False)
 
     def _apply(self, divisor: float, rate: float | None) -> float:
         for parameter in self._trained:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pear_ray.config.sections import OptimizerConfig
+from pear_ray.engines import native_trainer
 from pear_ray.engines.batches import Row, collate
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.native_trainer import NativeTrainer
@@ -61,6 +62,31 @@ def test_microbatches_do_not_change_the_gradient(student: Path, cuts: list[list[
     assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-5)
     for mine, theirs in zip(moments(whole), moments(cut), strict=True):
         assert (mine - theirs).norm() <= 1e-5 * mine.norm() + 1e-9
+
+
+def test_keeping_a_small_model_whole_between_microbatches_changes_no_bit(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gathered and reduced once per step, or for every microbatch; passes without gradients too."""
+    kept = trainer_of(student)
+    monkeypatch.setattr(native_trainer, "SMALL_BYTES", 0)
+    each_time = trainer_of(student)
+    found = []
+    for trainer in (kept, each_time):
+        steps = []
+        for _ in range(2):
+            for number, row in enumerate(ROWS, 1):
+                with trainer.microbatch(last=number == len(ROWS)):
+                    trainer.backward(numerator(trainer, [row]))
+            norm = trainer.step(12).grad_norm
+            with torch.no_grad():
+                steps.append((norm, float(numerator(trainer, ROWS))))
+        trainer.module.reshard()
+        found.append((steps, weights(trainer)))
+    (first, kept_weights), (second, other_weights) = found
+    assert first == second
+    assert first[0] != first[1]
+    assert all(map(torch.equal, kept_weights, other_weights))
 
 
 def test_the_denominator_divides_the_gradient(student: Path) -> None:
