@@ -13,7 +13,13 @@ from pear_ray.engines.policy import Policy
 from pear_ray.engines.top_logprobs import MaskedIds, TopLogprobs, select_top, within_tokens
 from pear_ray.engines.vllm import weights
 from pear_ray.engines.vllm.flat_logprobs import chosen_logprobs, prompt_candidates
-from pear_ray.engines.vllm.spec import CANDIDATES_AT_ONCE, CPU_BATCHED_TOKENS, EngineSpec, Sampling
+from pear_ray.engines.vllm.spec import (
+    CANDIDATES_AT_ONCE,
+    CPU_BATCHED_TOKENS,
+    CPU_BLOCK_TOKENS,
+    EngineSpec,
+    Sampling,
+)
 from pear_ray.errors import EngineError, OutOfMemoryError
 from pear_ray.records import Completion, FinishReason
 
@@ -188,5 +194,6 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
         # rewinds the generator, which only CUDA's can do): whole prompts only.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_model_len + 1),
+        "block_size": CPU_BLOCK_TOKENS,
         **common,
     }
