@@ -25,6 +25,47 @@ def packed_microbatches(lengths: Sequence[int], *, max_tokens: int) -> list[list
     return microbatches
 
 
+def group_microbatches(
+    lengths: Sequence[int],
+    prompt_lengths: Sequence[int],
+    *,
+    group_size: int,
+    max_tokens: int,
+    enough: int,
+) -> list[list[int]]:
+    """Row indices per microbatch, the groups' rows one after the other, prompts counted once.
+
+    The group with the longest row comes first, and in a group the longest row. Every row appears
+    exactly once and the result depends on the arguments alone.
+
+    Args:
+        lengths: Tokens per row, groups one after the other.
+        prompt_lengths: Those of its prompt, the same within a group.
+        group_size: Rows per group.
+        max_tokens: Most tokens of a microbatch, a prompt counted for each row.
+        enough: Most tokens of a microbatch, a prompt counted once.
+
+    Raises:
+        ValueError: A row alone is longer than `max_tokens`, or a length is negative.
+    """
+    _check_lengths(lengths, max_tokens=max_tokens)
+    groups = [
+        sorted(range(begin, begin + group_size), key=lambda row: (-lengths[row], row))
+        for begin in range(0, len(lengths), group_size)
+    ]
+    microbatches: list[list[int]] = []
+    whole, once = max_tokens, enough  # as if full: the first row opens one
+    for group in sorted(groups, key=lambda rows: (-lengths[rows[0]], rows[0])):
+        for number, row in enumerate(group):
+            own = lengths[row] - (prompt_lengths[row] if number else 0)
+            if whole + lengths[row] > max_tokens or once + own > enough:
+                microbatches.append([])
+                whole, once, own = 0, 0, lengths[row]
+            microbatches[-1].append(row)
+            whole, once = whole + lengths[row], once + own
+    return microbatches
+
+
 def length_sorted_microbatches(
     lengths: Sequence[int], *, max_tokens: int, overhead_tokens: int
 ) -> list[list[int]]:

@@ -26,7 +26,13 @@ from pear_ray.distributed.train_group import (
     stop_wished,
 )
 from pear_ray.engines import weights
-from pear_ray.engines.batches import TokenBatch, collate, plan_microbatches
+from pear_ray.engines.batches import (
+    Row,
+    TokenBatch,
+    collate,
+    plan_group_microbatches,
+    plan_microbatches,
+)
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import Policy, load_policy, shard
@@ -195,17 +201,27 @@ class GrpoWorker:
         give_advantages(together, groups, self.config)
         return minibatches
 
-    def _plan(self, rows: Sequence[Any], begin: int, count: int) -> list[list[int]]:
-        return plan_microbatches(
-            [len(row.token_ids) for row in rows[begin : begin + count]],
-            max_tokens=self.config.microbatch_tokens,
-            device=self.device,
-            packs=self.trainer.module.packs,
-        )
+    def _plan(self, rows: Sequence[Row], begin: int, count: int) -> list[list[int]]:
+        chosen = rows[begin : begin + count]
+        lengths = [len(row.token_ids) for row in chosen]
+        limit: dict[str, Any] = {
+            "max_tokens": self.config.microbatch_tokens,
+            "device": self.device,
+        }
+        if not self.trainer.module.packs:
+            return plan_microbatches(lengths, packs=False, **limit)
+        prompts = [row.loss_mask.count(False) for row in chosen]
+        size = self.config.group_size
+        return plan_group_microbatches(lengths, prompts, group_size=size, **limit)
 
-    def _collate(self, rows: Sequence[Any], places: Sequence[int]) -> TokenBatch:
-        chosen = [rows[place] for place in places]
-        return collate(chosen, pad_id=self.chat.pad_id, names=ALIGNED, device=self.device)
+    def _collate(self, rows: Sequence[Row], places: Sequence[int]) -> TokenBatch:
+        return collate(
+            [rows[place] for place in places],
+            pad_id=self.chat.pad_id,
+            names=ALIGNED,
+            device=self.device,
+            shares_prompts=self.trainer.module.packs,
+        )
 
     @torch.no_grad()
     def _freeze_logprobs(self, microbatches: Sequence[Microbatch]) -> None:

@@ -6,12 +6,18 @@ from typing import Any
 
 import torch
 
-from pear_ray.algorithms.packing import length_sorted_microbatches, packed_microbatches
-from pear_ray.engines.packed_attention import Packing, make_packing
+from pear_ray.algorithms.packing import (
+    group_microbatches,
+    length_sorted_microbatches,
+    packed_microbatches,
+)
+from pear_ray.engines.packed_attention import Packing, make_packing, share_positions
 
 # Where a microbatch is large enough: a CPU's caches hold this one, the fastest at 0.3M and at 7M
 # parameters; a GPU wants all that its memory holds.
 ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
+# The same for groups that share prompts, which are counted once: 12 to 14 % less than one by one.
+ENOUGH_GROUP_TOKENS = {"cpu": 1536, "cuda": 10**9}
 # What one more microbatch costs where rows are padded.
 OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
 
@@ -39,7 +45,7 @@ class TokenBatch:
     """A microbatch on a device: its rows end to end, and flat tensors over its loss tokens only.
 
     Attributes:
-        input_ids: [position], no padding.
+        input_ids: [position], no padding; what rows share, once.
         position_ids: [position], from 0 in each row.
         packing: Where the rows begin and end.
         positions: [token] index into [position] of what predicts each loss token.
@@ -83,6 +89,29 @@ def plan_microbatches(
     return packed_microbatches(lengths, max_tokens=enough)
 
 
+def plan_group_microbatches(
+    lengths: Sequence[int],
+    prompt_lengths: Sequence[int],
+    *,
+    group_size: int,
+    max_tokens: int,
+    device: torch.device,
+) -> list[list[int]]:
+    """Which rows of a policy that packs go together: groups stay together, to share prompts.
+
+    Args:
+        lengths: Tokens per row, groups one after the other.
+        prompt_lengths: Those of its prompt.
+        group_size: Rows of one prompt.
+        max_tokens: Most tokens of one microbatch, shared ones counted for each row.
+        device: Where it is computed.
+    """
+    enough = min(max_tokens, max(ENOUGH_GROUP_TOKENS[device.type], *lengths, 0))
+    return group_microbatches(
+        lengths, prompt_lengths, group_size=group_size, max_tokens=max_tokens, enough=enough
+    )
+
+
 def collate(
     rows: Sequence[Row],
     *,
@@ -90,8 +119,12 @@ def collate(
     names: Sequence[str],
     device: torch.device,
     num_candidates: int = 0,
+    shares_prompts: bool = False,
 ) -> TokenBatch:
     """`rows` as one batch; `names` are the aligned numbers that every row has.
+
+    With `shares_prompts` a prompt that the row before has too is not computed again: for policies
+    that pack.
 
     With `num_candidates` every row has so many `candidates` for each of its loss tokens.
 
@@ -110,17 +143,31 @@ def collate(
         name: _end_to_end([row.aligned[name] for row in rows], torch.float32)[chosen]
         for name in names
     }
+    common = _shared_prompts(rows) if shares_prompts else []
+    shared = share_positions(lengths, common) if any(common) else None
+    predicting = chosen - 1  # position t-1 predicts token t, in the same row because t >= 1
     batch = TokenBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        packing=make_packing(lengths, device=device),
-        positions=chosen - 1,  # position t-1 predicts token t, in the same row because t >= 1
+        input_ids=input_ids if shared is None else input_ids[shared.back],
+        position_ids=position_ids if shared is None else position_ids[shared.back],
+        packing=make_packing(lengths, device=device, shared=shared),
+        positions=predicting if shared is None else shared.expand[predicting],
         chosen_ids=input_ids[chosen],
         sequence_ids=sequence_ids[chosen],
         aligned=aligned,
         **_candidates(rows, num_candidates),
     )
     return _to(batch, device)
+
+
+def _shared_prompts(rows: Sequence[Row]) -> list[int]:
+    """Of each row how many tokens of its prompt the row before has as its prompt too: all or 0."""
+    prompts = [row.token_ids[: _prompt_tokens(row)] for row in rows]
+    pairs = zip([[], *prompts[:-1]], prompts, strict=True)
+    return [len(prompt) if prompt == before else 0 for before, prompt in pairs]
+
+
+def _prompt_tokens(row: Row) -> int:
+    return row.loss_mask.index(True) if True in row.loss_mask else 0
 
 
 def _end_to_end(columns: Sequence[Sequence[Any]], dtype: torch.dtype) -> torch.Tensor:

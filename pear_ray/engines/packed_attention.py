@@ -48,14 +48,48 @@ class Packing:
             take rows of various lengths.
         longest: Tokens of the longest row.
         groups: The rows cut for kernels that do not.
+        shared: Where rows share tokens, how the kernels' rows are made of the positions that the
+            model computes; None where each row has all of its own.
     """
 
     bounds: torch.Tensor
     longest: int
     groups: tuple[Group, ...]
+    shared: "SharedPositions | None" = None
 
 
-def make_packing(lengths: Sequence[int], *, device: torch.device) -> Packing:
+@dataclass(frozen=True, slots=True)
+class SharedPositions:
+    """Rows that begin alike, computed once: what a token is depends on those before it alone.
+
+    Attributes:
+        expand: [row token] which position each token of each row is, rows end to end.
+        back: [position] the first token that it is, as a place in `expand`.
+    """
+
+    expand: torch.Tensor
+    back: torch.Tensor
+
+
+def share_positions(lengths: Sequence[int], shared: Sequence[int]) -> SharedPositions:
+    """Positions of rows of `lengths` tokens, the first `shared` of each being the row before's."""
+    parts: list[torch.Tensor] = []
+    size = 0
+    for length, common in zip(lengths, shared, strict=True):
+        own = torch.arange(size, size + length - common)
+        parts.append(torch.cat([parts[-1][:common], own]) if common else own)
+        size += length - common
+    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+    owned = [
+        torch.arange(start + common, start + length)
+        for start, length, common in zip(starts, lengths, shared, strict=True)
+    ]
+    return SharedPositions(torch.cat(parts), torch.cat(owned))
+
+
+def make_packing(
+    lengths: Sequence[int], *, device: torch.device, shared: SharedPositions | None = None
+) -> Packing:
     """The packing of rows of `lengths` tokens, each above 0, in their order."""
     sizes = torch.tensor(lengths)
     bounds = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
@@ -75,7 +109,9 @@ def make_packing(lengths: Sequence[int], *, device: torch.device) -> Packing:
             ]
             places = torch.cat(inside).to(device)
         groups.append(Group(starts[first], starts[end], end - first, width, places))
-    return Packing(bounds.to(device, torch.int32), longest, tuple(groups))
+    if shared is not None:
+        shared = SharedPositions(shared.expand.to(device), shared.back.to(device))
+    return Packing(bounds.to(device, torch.int32), longest, tuple(groups), shared)
 
 
 def packed_attention(
@@ -106,9 +142,14 @@ def packed_attention(
     if not getattr(module, "is_causal", True):
         raise ValueError("packed attention is causal, and this layer is not")
     parts = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    shared = packing.shared
+    if shared is not None:
+        first, second, third = (each.index_select(0, shared.expand) for each in parts)
+        parts = (first, second, third)
     window = sliding_window if sliding_window and sliding_window < packing.longest else None
     attend = _varlen if query.is_cuda and value.dtype is not torch.float32 else _grouped
-    return attend(parts, packing, scaling, window)[None], None
+    found = attend(parts, packing, scaling, window)
+    return (found if shared is None else found.index_select(0, shared.back))[None], None
 
 
 def _varlen(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pear_ray.algorithms.packing import (
     cheapest_cuts,
+    group_microbatches,
     length_sorted_microbatches,
     packed_microbatches,
     split_for_ranks,
@@ -19,6 +20,18 @@ from pear_ray.algorithms.pass_at_k import bootstrap_interval, maj_at_n, mean_at_
 
 QUICK = settings(deadline=None, max_examples=50)
 LENGTHS = st.lists(st.integers(0, 50), max_size=40)
+
+
+def test_groups_stay_together_and_count_their_prompt_once():
+    # Prompts of 3 and 2. The second group has the longest row; its rows cost 9, 2, 1 tokens.
+    lengths, prompts = [5, 4, 6, 4, 9, 3], [3, 3, 3, 2, 2, 2]
+    plan = functools.partial(group_microbatches, lengths, prompts, group_size=3)
+    assert plan(max_tokens=100, enough=12) == [[4, 3, 5], [2, 0, 1]]
+    assert plan(max_tokens=100, enough=11) == [[4, 3], [5, 2, 0], [1]]
+    assert plan(max_tokens=13, enough=100) == [[4, 3], [5, 2], [0, 1]]  # for each row: 13, 9, 9
+    assert plan(max_tokens=100, enough=100) == [[4, 3, 5, 2, 0, 1]]
+    with pytest.raises(ValueError, match="row 4 has 9 tokens"):
+        plan(max_tokens=8, enough=8)
 
 
 def test_microbatches_by_hand():

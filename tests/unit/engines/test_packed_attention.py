@@ -113,6 +113,61 @@ def test_packed_equals_padded(made: Callable[[PreTrainedConfig], Path], name: st
     check(policy, folder)
 
 
+SHARED = [  # token ids, tokens of the prompt: two groups, a row with a prompt of its own between
+    ([5, 6, 7, 20, 21], 3),
+    ([5, 6, 7, 30], 3),
+    ([5, 6, 7, 20, 40, 41, 42], 3),
+    ([5, 6, 20, 21], 2),
+    ([9, 50, 51], 1),
+    ([9, 52], 1),
+]
+
+
+def shared_rows() -> list[Row]:
+    return [Row(ids, [n >= prompt for n in range(len(ids))], {}) for ids, prompt in SHARED]
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_a_prompt_is_computed_once_for_its_rows(
+    made: Callable[[PreTrainedConfig], Path], name: str
+) -> None:
+    """The log-probs and gradients of rows that have all of their own."""
+    folder = made(PACKING[name])
+    found = []
+    for shares in (False, True):
+        policy = load_policy(folder)
+        batch = collate(
+            shared_rows(), pad_id=0, names=(), device=torch.device("cpu"), shares_prompts=shares
+        )
+        logprobs = policy(batch, temperature=1.0)
+        logprobs.square().sum().backward()
+        gradients = dict(policy.causal_lm.named_parameters())
+        found.append((logprobs.detach(), {key: each.grad for key, each in gradients.items()}))
+    (whole, expected), (once, gradients) = found
+    torch.testing.assert_close(once, whole, atol=2e-6, rtol=1e-5)
+    for key, gradient in expected.items():
+        if gradient is not None:
+            assert (gradients[key] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, key
+
+
+def test_shared_positions_by_hand() -> None:
+    batch = collate(
+        shared_rows(), pad_id=0, names=(), device=torch.device("cpu"), shares_prompts=True
+    )
+    assert batch.input_ids.tolist() == [
+        *(5, 6, 7, 20, 21),
+        30,
+        *(20, 40, 41, 42),
+        *(5, 6, 20, 21),
+        *(9, 50, 51),
+        52,
+    ]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 3, 4, 5, 6, 0, 1, 2, 3, 0, 1, 2, 1]
+    # 30 and the second 20 are predicted by the first row's 7, and 52 by the only 9.
+    assert batch.positions.tolist() == [2, 3, 2, 2, 6, 7, 8, 11, 12, 14, 15, 14]
+    assert batch.sequence_ids.tolist() == [0, 0, 1, 2, 2, 2, 2, 3, 3, 4, 4, 5]
+
+
 def test_packed_equals_padded_when_activations_are_computed_again(
     made: Callable[[PreTrainedConfig], Path],
 ) -> None:
