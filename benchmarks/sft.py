@@ -65,10 +65,15 @@ def trl() -> list[Figure]:
 
     Padded in the same microbatches, and packed without padding, as TRL recommends.
     """
+    install_trl()
+    return [figure for shape in GOALS for figure in beside_trl(shape)]
+
+
+def install_trl() -> None:
+    """TRL without its dependencies into a folder of its own, where it is not there yet."""
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
     if not TRL_FOLDER.exists():
         subprocess.run([*install, str(TRL_FOLDER), *TRL], check=True)
-    return [figure for shape in GOALS for figure in beside_trl(shape)]
 
 
 def beside_trl(shape: str) -> list[Figure]:
