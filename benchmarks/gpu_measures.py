@@ -229,6 +229,7 @@ def run_config(
                 "prompts_per_step": PROMPTS,
                 "group_size": SAMPLES,
                 "max_tokens": COMPLETION_TOKENS,
+                "overlong": {"max_truncated_fraction": 1.0},  # random weights end nothing
                 "microbatch_tokens": 16_384,
             }
             | ({"rewards": rewards} if problems else {}),

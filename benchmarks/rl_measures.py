@@ -116,6 +116,7 @@ def grpo_worker(folder: str, num_steps: int, **changes: Any) -> Any:
                 "prompts_per_step": PROMPTS,
                 "group_size": GROUP,
                 "max_tokens": COMPLETION_TOKENS,
+                "overlong": {"max_truncated_fraction": 1.0},  # nothing ends before them
                 "rewards": {"components": [{"kind": "function", "function": "rl_measures:reward"}]},
             }
             | changes,
@@ -177,30 +178,55 @@ def steady_steps(folder: str) -> dict[str, float]:
     """How CPU time and memory of a step change over STEADY_STEPS, after a tenth more to warm up.
 
     The slope is Theil and Sen's, the median over all pairs of steps, times the number of steps, as
-    a share of the median step.
+    a share of the median step. Where others use the machine its pace changes by more than that:
+    `scaled` is the same with each step as a multiple of fixed work done right after it.
     """
     one_process()
     warm = STEADY_STEPS // 10
     worker = grpo_worker(folder, warm + STEADY_STEPS)
     worker.pool.wait_until_ready()
-    marks, sizes, gaps = [], [], []
+    spent, yardsticks, sizes, gaps = [], [], [], []
+    began = cpu_s()
 
     def after(metrics: dict[str, float]) -> None:
-        marks.append(cpu_s())
+        nonlocal began
+        spent.append(cpu_s() - began)
+        yardsticks.append(fixed_work())
+        began = cpu_s()
         sizes.append(memory_of("VmRSS"))
         gaps.append(metrics["rl/sync_gap"])
 
     drive(worker, warm + STEADY_STEPS, after)
     worker.pool.close()
-    spent = np.diff(marks[warm - 1 :])
-    first, second = np.triu_indices(len(spent), 1)
-    slope = float(np.median((spent[second] - spent[first]) / (second - first)))
+    steps, work = np.array(spent[warm:]), np.array(yardsticks[warm:])
     return {
-        "cpu_s": float(np.median(spent)),
-        "slope": slope * STEADY_STEPS / float(np.median(spent)),
+        "cpu_s": float(np.median(steps)),
+        "slope": change(steps),
+        "scaled": change(steps / work),
         "grown": sizes[-1] - sizes[warm - 1],
         "gap": max(gaps),
     }
+
+
+def change(values: np.ndarray) -> float:
+    """What a robust line through them gains from end to end, as a share of the median."""
+    first, second = np.triu_indices(len(values), 1)
+    slope = np.median((values[second] - values[first]) / (second - first))
+    return float(slope * len(values) / np.median(values))
+
+
+def fixed_work() -> float:
+    """CPU seconds of some Python and some small tensors, as a step is made of."""
+    import torch
+
+    began = time.process_time()
+    total = 0
+    for number in range(400_000):
+        total += number & 7
+    values = torch.ones(256, 256)
+    for _ in range(200):
+        values = (values @ values).clamp_(max=1.0)
+    return time.process_time() - began
 
 
 def checked(

@@ -77,8 +77,11 @@ class NativeTrainer(Trainer):
 
     @torch.no_grad()
     def _swap_average(self) -> None:
-        if isinstance(self.module, FSDPModule):
-            self.module.reshard()  # the root stays gathered after a forward pass
+        # The root stays gathered after a forward pass, and all of a small model within a step: what
+        # is gathered would not be what is swapped.
+        for unit in (self.module, *self._layers):
+            if isinstance(unit, FSDPModule):
+                unit.reshard()
         for name, parameter in self._named_trained():
             live, average = _local(parameter), _local(self._average[name])
             held = live.clone()
