@@ -181,6 +181,32 @@ def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
         assert (tensor == again[name]).all(), name
 
 
+def test_rl_refuses_a_checkpoint_that_was_changed_since_sft(finished: Path, tmp_path: Path) -> None:
+    """By name, before a worker starts; and one put there by hand passes, with a warning."""
+    shutil.copytree(finished / "small", tmp_path / "small")
+    (tmp_path / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    shutil.rmtree(tmp_path / "small" / "rl")
+    (tmp_path / "small" / "metrics.jsonl").unlink()
+    model = tmp_path / "small" / "sft" / "model"
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    planted = json.dumps(config | {"tie_word_embeddings": False})
+    (model / "config.json").write_text(planted, encoding="utf-8")
+    driver = start(tmp_path, "rl")
+    assert driver.wait(timeout=RUN_TIMEOUT_S) == 1
+    assert "tied_weights: config.json has tie_word_embeddings=False, the trainer True" in (
+        newest_log(tmp_path)
+    )
+    assert metrics(tmp_path, "rl") == []
+    assert not (tmp_path / "small" / "rl" / "rollouts").exists()
+
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (model / "handover.json").unlink()
+    run_to_end(tmp_path, "rl", "--rollouts-only", "rl.num_steps=1")
+    records = read_metrics(tmp_path / "small" / "metrics.jsonl")
+    warned = [r for r in records if isinstance(r, EventRecord) and r.event == "warning"]
+    assert any("has no handover.json" in each.message for each in warned)
+
+
 def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
     """SIGKILL of the driver in mid-RL; the rerun goes on from the last checkpoint, bit for bit."""
     shutil.copytree(finished / "small", tmp_path / "small")
