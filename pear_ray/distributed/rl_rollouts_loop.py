@@ -32,15 +32,19 @@ def rollouts_loop(job: dict[str, Any]) -> None:
     told = TrainJob(**job)
     pool = RewardPool(told.config.rl.rewards)  # first: its processes start up meanwhile
     try:
-        _sample_steps(told, pool)
+        sample_steps(told, pool, stage=STAGE)
     finally:
         pool.close()
 
 
-def _sample_steps(job: TrainJob, pool: RewardPool) -> None:
+def sample_steps(job: TrainJob, pool: RewardPool, *, stage: str) -> VllmEngine:
+    """Rollouts of `rl.num_steps` steps in the folder of `stage`; the engine that made them.
+
+    Errors as in `rollouts_loop`.
+    """
     run, settings = job.config, job.config.rl
     device = start_worker(run.cluster)
-    stage_dir = job.run_dir / STAGE
+    stage_dir = job.run_dir / stage
     chat = ChatTokenizer(job.model)
     # As in `rl`, so that the same weights sample the same tokens.
     engine = VllmEngine(rl_engine_spec(run, job.model), takes_weights=True)
@@ -48,7 +52,7 @@ def _sample_steps(job: TrainJob, pool: RewardPool) -> None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     where = {"rank": rank, "world_size": world_size}
     maker = RolloutMaker(settings, chat, engine, pool, seed=run.seed, **where)
-    log = MetricsLog(job.run_dir, run=run.name, stage=STAGE, attempt=job.attempt)
+    log = MetricsLog(job.run_dir, run=run.name, stage=stage, attempt=job.attempt)
     # Rank 0 looks for all: on a shared mount others may not see its newest file yet.
     done = [set(saved_steps(stage_dir / FOLDER))]
     dist.broadcast_object_list(done)
@@ -71,4 +75,5 @@ def _sample_steps(job: TrainJob, pool: RewardPool) -> None:
         if rank == 0:
             log.log(rollout_metrics(sums), step=step + 1, num_steps=settings.num_steps)
         if sums["max/stop"]:  # the same on every rank
-            return
+            break
+    return engine

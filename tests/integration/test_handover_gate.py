@@ -15,14 +15,12 @@ from pear_ray.errors import HandoverError
 
 
 def exported(worker: Any, folder: Path, *, factor: float = 1.0) -> Path:
-    """What a worker leaves whose weights were moved by `factor`; the worker keeps its own."""
+    """What a worker leaves whose weights were moved by `factor`."""
+    worker.trainer.module.reshard()  # the root stays gathered after a forward pass
     with torch.no_grad():
         for parameter in worker.trainer.module.parameters():
             parameter.mul_(factor)
     export(worker.trainer, worker.chat, folder)
-    with torch.no_grad():
-        for parameter in worker.trainer.module.parameters():
-            parameter.div_(factor)
     return folder
 
 

@@ -190,7 +190,7 @@ def test_what_was_exported_passes(exported: Path, student: Path) -> None:
     assert source.record.facts.end_tokens == ["<|end|>"]
     gap = check_reload(load_policy(exported), exported, dtype="float32")
     assert gap is not None
-    assert gap < 1e-6
+    assert gap < 1e-5
 
 
 def test_all_that_differs_is_told_at_once(exported: Path, student: Path) -> None:
@@ -276,4 +276,4 @@ def test_the_record_survives_the_file(exported: Path) -> None:
     record = read_record(exported)
     assert record is not None
     own = reference_logprobs(exported, [record.canary])[0][1:]
-    assert np.abs(np.asarray(own) - record.logprobs).mean() < 1e-6
+    assert np.abs(np.asarray(own) - record.logprobs).mean() < 1e-5
