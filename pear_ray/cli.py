@@ -17,7 +17,10 @@ from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
 COMPARISON = "compare.html"
 SHOWN_ROWS = 3  # by `pear inspect`
-PAGES = {"diagnose": "diagnose/diagnose.html"}  # what to look at, where it is not the report
+PAGES = {
+    "diagnose": "diagnose/diagnose.html",
+    "ready": "ready/ready.html",
+}  # what to look at, where it is not the report
 GPUS = ("h100", "h200", "a100", "l4")  # of memory.pace, which is not imported for --help
 BYTES_OF = {
     f"{letter}{infix}B": base**power
@@ -85,6 +88,9 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if only == "rl_rollouts":
         summary = importlib.import_module("pear_ray.reporting.rollouts.summary")
         sys.stdout.write(summary.summary_text(run_dir / only))
+    if only == "ready":
+        readiness = importlib.import_module("pear_ray.reporting.readiness.page")
+        sys.stdout.write(readiness.readiness_text(run_dir / only))
     page = PAGES.get(parsed.stage, "report/report.html")
     sys.stdout.write(f"run folder: {run_dir}\n")
     if (run_dir / page).exists():
@@ -165,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate": "pass@k of every checkpoint",
         "report": "one HTML file of what the run did",
         "diagnose": "before training: what PEAR would do with the scored corpus",
+        "ready": "before RL: the hand-over gate, and what RL would make of the SFT checkpoint",
     }
     for name in ("run", *STAGES, *ON_DEMAND_STAGES):
         command = commands.add_parser(name, help=helps[name], description=helps[name])

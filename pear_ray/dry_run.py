@@ -40,7 +40,7 @@ def describe(
     to_make = [stage.name for stage in stages if not stage.is_made]
     if "collect" in to_make:
         preflight.check_corpus(config, models)
-    if {"collect", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
+    if {"collect", "ready", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
     for stage in stages:
         if stage.rollouts is not None and not stage.is_made:

@@ -39,6 +39,10 @@ class ArtifactError(PearRayError):
     exit_code = 2
 
 
+class HandoverError(PearRayError):
+    """A checkpoint that is not what the stage before exported, or that engines read otherwise."""
+
+
 class EngineError(PearRayError):
     """An inference or training engine that failed or answered nonsense."""
 

@@ -36,9 +36,11 @@ from pear_ray.telemetry.trackers import open_trackers
 CONFIG_FILE = "config.yaml"
 # Of the stages that are made on demand, and that no other builds on.
 BUILDS_ON = {"diagnose": ("collect", "score")} | dict.fromkeys(
-    HALF_STAGES, ("collect", "score", "sft")
+    ("ready", *HALF_STAGES), ("collect", "score", "sft")
 )
-ENGINE_STAGES = frozenset({"collect", "score", "diagnose", "sft", "rl", "evaluate", *HALF_STAGES})
+ENGINE_STAGES = frozenset(
+    {"collect", "score", "diagnose", "sft", "ready", "rl", "evaluate", *HALF_STAGES}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
         scored=found["score"],
         policy=models.policy_fingerprint,
     )
+    ready = [tree["ready"], replay.starting_settings(config), group]
+    add("ready", ready, sft=found["sft"], policy=models.policy_fingerprint, **problems)
     return found
 
 
@@ -191,7 +195,7 @@ def run(
         _require_inputs(stages, only, run_dir)
     if "collect" in to_make:
         preflight.check_corpus(config, models)
-    if {"collect", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
+    if {"collect", "ready", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
         preflight.check_problems(config, models.policy, to_make)
         if "rl" in to_make and (words := describe_band(config.rl)):
             sys.stdout.write(f"rl: {words}\n")

@@ -207,7 +207,7 @@ def _problem_sets(
     if "collect" in stages and isinstance(corpus, SampledCorpus):
         made = _naming("corpus.problems", lambda: make_problems(corpus.problems))
         yield "corpus.problems", made, corpus.max_tokens, corpus.rewards
-    if {"rl", "rl_rollouts"}.intersection(stages):
+    if {"ready", "rl", "rl_rollouts"}.intersection(stages):
         made = _naming("rl.problems", lambda: training_problems(rl))
         yield "rl.problems", made, rl.max_tokens, rl.rewards
     wanted = [each.pass_at_k for each in (rl, config.sft) if each.pass_at_k is not None]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 STAGES = ("collect", "score", "sft", "rl", "evaluate", "report")  # in order
-ON_DEMAND_STAGES = ("diagnose",)  # made only when asked for by name
+ON_DEMAND_STAGES = ("diagnose", "ready")  # made only when asked for by name
 HALF_STAGES = ("rl_rollouts", "rl_train")  # `pear rl --rollouts-only` and `--train-only`
 
 

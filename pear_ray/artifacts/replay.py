@@ -45,6 +45,12 @@ def rollouts_fingerprint(config: RunConfig, inputs: Mapping[str, str]) -> str:
     return fingerprint(stage="rl_rollouts", config=[settings, *_shared(config)], inputs=inputs)
 
 
+def starting_settings(config: RunConfig) -> dict[str, object]:
+    """What of `rl` the readiness report depends on: all but how long RL goes on."""
+    tree = config.rl.model_dump(mode="json")
+    return {name: value for name, value in tree.items() if name != "num_steps"}
+
+
 def replay_fingerprint(config: RunConfig, rollouts: Path, *, sft: str) -> str:
     """Identity of what `--train-only` makes of the SFT artifact and the folder `rollouts`.
 

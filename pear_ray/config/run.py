@@ -13,6 +13,7 @@ from pear_ray.config.base import Section
 from pear_ray.config.corpus import CorpusConfig, SampledCorpus, ScoreConfig
 from pear_ray.config.evaluate import EvaluateConfig
 from pear_ray.config.explain import explain
+from pear_ray.config.ready import ReadyConfig
 from pear_ray.config.rl import RlConfig
 from pear_ray.config.sections import ClusterConfig, ModelsConfig, TelemetryConfig
 from pear_ray.config.sft import SftConfig
@@ -37,6 +38,8 @@ class RunConfig(Section):
     """Behavior log-probs of the corpus."""
     sft: SftConfig
     """PEAR-weighted SFT."""
+    ready: ReadyConfig = ReadyConfig()
+    """The readiness report, between SFT and RL."""
     rl: RlConfig
     """GRPO."""
     evaluate: EvaluateConfig

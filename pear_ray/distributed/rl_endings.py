@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from pear_ray.distributed.rl_rollouts import RolloutMaker, Sampled
+from pear_ray.engines.handover.files import Check
 from pear_ray.engines.trainer import gather_over_ranks
-from pear_ray.errors import TrainingError
+from pear_ray.errors import HandoverError
 from pear_ray.records import FinishReason
 
 SHOWN_CHARACTERS = 60  # of a completion, in an error
@@ -14,7 +15,7 @@ def check_endings(maker: RolloutMaker, sampled: Sequence[Sampled]) -> None:
     """Refuse a policy whose completions are nearly all cut (a collective).
 
     Raises:
-        TrainingError: Over all ranks more than `rl.overlong.max_truncated_fraction` were.
+        HandoverError: Over all ranks more than `rl.overlong.max_truncated_fraction` were.
     """
     mine = [one for each in sampled for one in each.completions]
     cut = [one for one in mine if one.finish_reason is FinishReason.LENGTH]
@@ -25,10 +26,10 @@ def check_endings(maker: RolloutMaker, sampled: Sequence[Sampled]) -> None:
         return
     shown = cut[0].text[-SHOWN_CHARACTERS:] if cut else "(on another rank)"
     why = explain_endings(maker.engine.end_tokens(), maker.chat.answer_ending())
-    raise TrainingError(
-        f"step 1: {num_cut:g} of {total:g} completions were cut at rl.max_tokens="
-        f"{maker.config.max_tokens} (rl.overlong.max_truncated_fraction={limit:g}). {why}. "
-        f"The first that was cut ends with {shown!r}"
+    raise HandoverError(
+        f"hand-over: {Check.ENDINGS}: step 1: {num_cut:g} of {total:g} completions were cut at "
+        f"rl.max_tokens={maker.config.max_tokens} (rl.overlong.max_truncated_fraction={limit:g}). "
+        f"{why}. The first that was cut ends with {shown!r}"
     )
 
 

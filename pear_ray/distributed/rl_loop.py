@@ -28,6 +28,7 @@ from pear_ray.distributed.train_group import (
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines import weights
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.handover.live import check_engine
 from pear_ray.engines.vllm.engine import VllmEngine
 from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.telemetry.metrics_log import MetricsLog
@@ -60,6 +61,7 @@ class GrpoWorker(RolloutTrainer):
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
         self.engine = VllmEngine(rl_engine_spec(run, job.model), takes_weights=True)
+        check_engine(self.engine, job.model, dtype=run.models.dtype)
         self.engine.sleep()  # until the first weight sync
         self.evaluation = join_evaluation(run, self.chat, self.engine, self.stage_dir)
         super().__init__(job, self.chat, device=self.device, watchdog=self.watchdog)

@@ -96,7 +96,7 @@ class BatchMaker:
 
         Raises:
             RewardError: Too large a share of the rewards could not be computed.
-            TrainingError: It is the first step, and the policy does not end its completions.
+            HandoverError: It is the first step, and the policy does not end its completions.
         """
         if self._settings is not None:
             wanted = self._maker.config.prompts_per_step

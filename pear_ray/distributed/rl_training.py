@@ -21,6 +21,7 @@ from pear_ray.engines.batches import (
     plan_microbatches,
 )
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.handover.live import check_reload
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import Policy, load_policy, shard
 from pear_ray.engines.trainer import StepResult, gather_over_ranks
@@ -41,7 +42,9 @@ class RolloutTrainer(abc.ABC):
         run = job.config
         self.watchdog = watchdog
         self.config, self.chat, self.device = run.rl, chat, device
-        policy = shard(load_policy(job.model), device=run.cluster.device, dtype=run.models.dtype)
+        policy = load_policy(job.model)
+        check_reload(policy, job.model, dtype=run.models.dtype)
+        policy = shard(policy, device=run.cluster.device, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         updates = self.config.num_steps * self.config.updates_per_batch
         self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=updates)

@@ -34,6 +34,7 @@ from pear_ray.distributed.capacity import num_threads, worker_environment, worke
 from pear_ray.distributed.failures import causes, one_line
 from pear_ray.distributed.watchdog import STALLED_FILE, stalled
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.handover.record import trainers_logprobs, write_record
 from pear_ray.engines.trainer import ADAPTER, Trainer
 from pear_ray.errors import PearRayError, StopRequested, TrainingError
 from pear_ray.stopping import gracefully
@@ -268,13 +269,16 @@ def memory_in_use(device: torch.device) -> int:
 def export(trainer: Trainer, chat: ChatTokenizer, folder: Path) -> None:
     """Write the trained model as a Hugging Face folder, whole or not at all (a collective).
 
-    Its adapter, if it has one, goes into a folder beside it.
+    With it the record that it is checked against where it is taken up. Its adapter, if it has one,
+    goes into a folder beside it.
     """
+    logprobs = trainers_logprobs(trainer)
     partial = folder.with_name(f".{folder.name}.partial")
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
-    trainer.export(partial, save_tokenizer=chat.tokenizer.save_pretrained)
+    gathered = trainer.export(partial, save_tokenizer=chat.tokenizer.save_pretrained)
     if dist.get_rank() == 0:
+        write_record(partial, trainer.module, chat, gathered, logprobs=logprobs)
         adapter = partial / ADAPTER
         for made, place in ((adapter, folder.with_name(ADAPTER)), (partial, folder)):
             shutil.rmtree(place, ignore_errors=True)

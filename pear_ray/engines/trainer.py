@@ -130,24 +130,30 @@ class Trainer(abc.ABC):
     def load(self, folder: Path) -> None:
         """Take up exactly where `save` left off (a collective)."""
 
-    def export(self, folder: Path, *, save_tokenizer: Callable[[Path], Any]) -> None:
+    def export(
+        self, folder: Path, *, save_tokenizer: Callable[[Path], Any]
+    ) -> dict[str, torch.Tensor]:
         """Write the whole model as a Hugging Face folder from rank 0 (a collective).
 
         Adapters are merged into it, and kept beside the weights in the subfolder `adapter`.
+
+        Returns:
+            On rank 0 what was to be written, by name; nothing on others.
         """
-        found = self._gather()
+        found, written = self._gather(), {}
         if dist.get_rank() == 0:
             base = self.module.frozen_base
             if base is None:
-                write_model(self.module, found, folder, save_tokenizer)
+                written = write_model(self.module, found, folder, save_tokenizer)
             else:
                 # An extra that an install need not have, and seconds to import.
                 from pear_ray.engines.lora import merged, write_adapter  # noqa: PLC0415
 
                 write_adapter(self.module, found, folder / ADAPTER)
                 policy = merged(base, folder / ADAPTER)
-                write_model(policy, policy.state_dict(), folder, save_tokenizer)
+                written = write_model(policy, policy.state_dict(), folder, save_tokenizer)
         dist.barrier()
+        return written
 
     @abc.abstractmethod
     def _gather(self) -> dict[str, torch.Tensor]:
@@ -159,8 +165,11 @@ def write_model(
     full: Mapping[str, Any],
     folder: Path,
     save_tokenizer: Callable[[Path], Any],
-) -> None:
-    """Write a policy's whole state dict as a Hugging Face folder; tied weights once."""
+) -> dict[str, Any]:
+    """Write a policy's whole state dict as a Hugging Face folder, tied weights once; what it was.
+
+    The names are those of the file.
+    """
     names: dict[int, str] = {}
     for name, parameter in policy.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), name)
@@ -173,6 +182,7 @@ def write_model(
     }
     policy.causal_lm.save_pretrained(folder, state_dict=weights)
     save_tokenizer(folder)
+    return weights
 
 
 def learning_rate_at(step: int, *, num_steps: int, config: OptimizerConfig) -> float:

@@ -1,6 +1,6 @@
 """Trainer and engine must answer alike: the canary after every weight sync."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -42,8 +42,11 @@ def canary_batch(vocab_size: int, *, device: torch.device) -> TokenBatch:
     return collate([row], pad_id=0, names=(), device=device)
 
 
-def canary_logprobs(policy: Policy, batch: TokenBatch) -> np.ndarray:
-    """The trainer's log-probs on the canary, float32 [token] (a collective when sharded)."""
+def canary_logprobs(policy: Callable[..., torch.Tensor], batch: TokenBatch) -> np.ndarray:
+    """The trainer's log-probs on the canary, float32 [token] (a collective when sharded).
+
+    `policy` is one, or what a backend has wrapped it in.
+    """
     with torch.no_grad():
         return policy(batch, temperature=1.0).cpu().numpy()
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.handover import sft_checkpoint
 from pear_ray.distributed.rl_rollouts_loop import STAGE, rollouts_loop
 from pear_ray.distributed.session import ray_session
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.errors import StopRequested
 from pear_ray.reporting.rollouts.summary import summarise
 from pear_ray.tasks.problem_sets import with_absolute_paths
-from pear_ray.telemetry.metrics_log import latest_by_step, read_metrics
+from pear_ray.telemetry.metrics_log import MetricsLog, latest_by_step, read_metrics
 
 
 def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
@@ -21,12 +22,15 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     Steps that are there are passed over.
 
     Raises:
+        HandoverError: The SFT checkpoint cannot be sampled from.
         TrainingError: The worker group failed more often than allowed.
         RewardError: Too many rewards could not be computed.
         StopRequested: SIGTERM came; the steps done are there.
     """
     stage_dir = run_dir / STAGE
     manifest.require_manifest(run_dir / "sft")
+    log = MetricsLog(run_dir, run=config.name, stage=STAGE, attempt=attempt)
+    model = sft_checkpoint(config, run_dir, log=log)
     with ray_session(config.cluster):
         run_train_group(
             rollouts_loop,
@@ -34,7 +38,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
                 "config": with_absolute_paths(config),
                 "run_dir": run_dir,
                 "attempt": attempt,
-                "model": run_dir / "sft" / "model",
+                "model": model,
             },
             cluster=config.cluster,
             stage_dir=stage_dir,

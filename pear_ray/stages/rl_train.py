@@ -5,6 +5,7 @@ from pathlib import Path
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.replay import rollout_files
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.handover import sft_checkpoint
 from pear_ray.distributed.rl_replay import STAGE, replay_loop
 from pear_ray.distributed.session import ray_session
 from pear_ray.distributed.train_group import run_train_group
@@ -15,14 +16,16 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int, rollouts: Path) -> ma
     """Write `rl_train/model` (a Hugging Face folder) and the manifest; `rollouts` has the files.
 
     Raises:
+        HandoverError: The SFT checkpoint cannot be trained on.
         TrainingError: The worker group failed more often than allowed, or diverged.
         ArtifactError: A file of `rollouts` cannot be read.
     """
     stage_dir = run_dir / STAGE
     manifest.require_manifest(run_dir / "sft")
+    log = MetricsLog(run_dir, run=config.name, stage=STAGE, attempt=attempt)
+    model = sft_checkpoint(config, run_dir, log=log)
     files = rollout_files(rollouts, config)
     if config.rl.pass_at_k is not None:
-        log = MetricsLog(run_dir, run=config.name, stage=STAGE, attempt=attempt)
         log.event("warning", "rl.pass_at_k is left out: --train-only starts no engine")
     with ray_session(config.cluster):
         run_train_group(
@@ -31,7 +34,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int, rollouts: Path) -> ma
                 "config": config,
                 "run_dir": run_dir,
                 "attempt": attempt,
-                "model": run_dir / "sft" / "model",
+                "model": model,
                 "files": files,
             },
             cluster=config.cluster,

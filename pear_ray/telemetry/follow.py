@@ -23,10 +23,10 @@ KEY_METRIC = {
     "sft": "sft/weighted_loss",
     "rl": "rl/reward/mean",
     "evaluate": "eval/pass_at_1",
-} | dict.fromkeys(HALF_STAGES, "rl/reward/mean")
+} | dict.fromkeys(("ready", *HALF_STAGES), "rl/reward/mean")
 SPEED_METRIC = {stage: f"{stage}/tokens_per_s" for stage in (*STAGES, *ON_DEMAND_STAGES)} | {
     "evaluate": "eval/tokens_per_s",
-    **dict.fromkeys(HALF_STAGES, "rl/tokens_per_s"),
+    **dict.fromkeys(("ready", *HALF_STAGES), "rl/tokens_per_s"),
 }
 RECENT_STEPS = 16  # enough that one slow step (a checkpoint, a pause) cannot move the median
 KEPT_WARNINGS = 50

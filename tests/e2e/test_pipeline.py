@@ -181,6 +181,53 @@ def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
         assert (tensor == again[name]).all(), name
 
 
+def test_readiness_is_of_the_rollouts_that_rl_begins_with(finished: Path) -> None:
+    run_to_end(finished, "ready", "ready.num_steps=2")
+    stage_dir = finished / "small" / "ready"
+    found = json.loads((stage_dir / "ready.json").read_text(encoding="utf-8"))
+    steps = [record.metrics for record in metrics(finished, "rl") if record.step == 1]
+    first = metrics(finished, "ready")[0].metrics
+    for name in ("rl/reward/mean", "rl/degenerate_group_fraction", "rl/entropy"):
+        assert first[name] == steps[0][name], name
+    assert found["num_completions"] == 2 * 8 * 4
+    assert found["drift"]["num_completions"] == 2 * 8 * 2
+    assert found["drift"]["kl_per_token"]["value"] > 0.0
+    assert found["handover"]["reload_gap"] < 1e-5
+    assert found["handover"]["engine_gap"] < 1e-5
+    assert found["verdict"] in newest_log(finished)
+    assert (stage_dir / "ready.html").read_text(encoding="utf-8").count("<svg") == 4
+    run_to_end(
+        finished, "ready", "ready.num_steps=2", "rl.num_steps=9"
+    )  # how long RL is: no matter
+    assert "stage_skipped" in [event for _, event in events(finished, max_attempt_of_all(finished))]
+
+
+def test_rl_refuses_a_checkpoint_that_was_changed_since_sft(finished: Path, tmp_path: Path) -> None:
+    """By name, before a worker starts; and one put there by hand passes, with a warning."""
+    shutil.copytree(finished / "small", tmp_path / "small")
+    (tmp_path / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    shutil.rmtree(tmp_path / "small" / "rl")
+    (tmp_path / "small" / "metrics.jsonl").unlink()
+    model = tmp_path / "small" / "sft" / "model"
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    planted = json.dumps(config | {"tie_word_embeddings": False})
+    (model / "config.json").write_text(planted, encoding="utf-8")
+    driver = start(tmp_path, "rl")
+    assert driver.wait(timeout=RUN_TIMEOUT_S) == 1
+    assert "tied_weights: config.json has tie_word_embeddings=False, the trainer True" in (
+        newest_log(tmp_path)
+    )
+    assert metrics(tmp_path, "rl") == []
+    assert not (tmp_path / "small" / "rl" / "rollouts").exists()
+
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (model / "handover.json").unlink()
+    run_to_end(tmp_path, "rl", "--rollouts-only", "rl.num_steps=1")
+    records = read_metrics(tmp_path / "small" / "metrics.jsonl")
+    warned = [r for r in records if isinstance(r, EventRecord) and r.event == "warning"]
+    assert any("has no handover.json" in each.message for each in warned)
+
+
 def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
     """SIGKILL of the driver in mid-RL; the rerun goes on from the last checkpoint, bit for bit."""
     shutil.copytree(finished / "small", tmp_path / "small")
@@ -256,6 +303,10 @@ def wait_for_step(folder: Path, driver: Any, *, stage: str, step: int) -> None:
 
 def max_attempt(folder: Path) -> int:
     return max(record.attempt for record in metrics(folder, "rl"))
+
+
+def max_attempt_of_all(folder: Path) -> int:
+    return max(record.attempt for record in read_metrics(folder / "small" / "metrics.jsonl"))
 
 
 def assert_same_weights(one: Path, other: Path, stage: str = "rl") -> None:

@@ -143,6 +143,20 @@ def test_a_diagnosis_hangs_on_scores_and_weights(corpus: Path) -> None:
     assert diagnosis(sft__num_epochs=2) == diagnosis()
 
 
+def test_readiness_hangs_on_where_rl_begins(corpus: Path, tmp_path: Path) -> None:
+    def ready(**changes: Any) -> str:
+        return pipeline.fingerprints(run_config(corpus, **changes), MODELS)["ready"]
+
+    assert ready(rl__num_steps=9) == ready()
+    assert ready(evaluate__temperature=0.5) == ready()
+    assert ready(rl__group_size=4) != ready()
+    assert ready(rl__advantage="rloo") != ready()
+    assert ready(ready__num_steps=1) != ready()
+    assert ready(sft__num_epochs=2) != ready()
+    plan = pipeline.plan(run_config(corpus), tmp_path, MODELS, only="ready")
+    assert [stage.name for stage in plan] == ["collect", "score", "sft", "ready"]
+
+
 def other_run(folder: Path, identities: dict[str, str], *stages: str) -> Path:
     """A run's folder in which `stages` are complete."""
     claim(folder, name=folder.name)

@@ -1,0 +1,62 @@
+"""ready: the hand-over gate, and what RL would make of the SFT checkpoint, on one page."""
+
+import json
+from pathlib import Path
+
+from pear_ray.artifacts import manifest
+from pear_ray.artifacts.rollouts import FOLDER, saved_steps
+from pear_ray.config.run import RunConfig
+from pear_ray.distributed.handover import sft_checkpoint
+from pear_ray.distributed.ready_loop import MEASURED_FILE, STAGE, ready_loop
+from pear_ray.distributed.session import ray_session
+from pear_ray.distributed.train_group import run_train_group
+from pear_ray.engines.model_files import resolve_model
+from pear_ray.errors import StopRequested
+from pear_ray.reporting.readiness.advice import readiness_advice
+from pear_ray.reporting.readiness.numbers import readiness
+from pear_ray.reporting.readiness.page import write_readiness
+from pear_ray.tasks.problem_sets import with_absolute_paths
+from pear_ray.telemetry.metrics_log import MetricsLog
+
+
+def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
+    """Write `ready/ready.html`, `ready.json`, the rollouts and the manifest.
+
+    Steps that are there are passed over.
+
+    Raises:
+        HandoverError: The SFT checkpoint cannot be trained on.
+        TrainingError: The worker group failed more often than allowed.
+        RewardError: Too many rewards could not be computed.
+        StopRequested: SIGTERM came; the steps done are there.
+    """
+    stage_dir = run_dir / STAGE
+    manifest.require_manifest(run_dir / "sft")
+    log = MetricsLog(run_dir, run=config.name, stage=STAGE, attempt=attempt)
+    model = sft_checkpoint(config, run_dir, log=log)
+    with ray_session(config.cluster):
+        run_train_group(
+            ready_loop,
+            {
+                "config": with_absolute_paths(config),
+                "run_dir": run_dir,
+                "attempt": attempt,
+                "model": model,
+                "base": resolve_model(config.models.policy),
+            },
+            cluster=config.cluster,
+            stage_dir=stage_dir,
+        )
+    files = saved_steps(stage_dir / FOLDER)
+    if len(files) < config.ready.num_steps or not (stage_dir / MEASURED_FILE).exists():
+        raise StopRequested(
+            f"{STAGE} stopped after {len(files)} of {config.ready.num_steps} steps, as SIGTERM "
+            "asked; run the same command again to go on"
+        )
+    measured = json.loads((stage_dir / MEASURED_FILE).read_text(encoding="utf-8"))
+    found = readiness(list(files.values()), config, measured)
+    write_readiness(found, stage_dir, config=config, measured=measured)
+    for each in readiness_advice(found):
+        log.event("warning", f"{each.headline}: {each.message}")
+    counts = {"steps": len(files), "prompts": found.num_prompts}
+    return manifest.complete(stage_dir, counts=counts | {"rollouts": found.num_completions})
