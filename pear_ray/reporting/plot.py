@@ -52,6 +52,7 @@ _TOP = 0.97  # of the axes
 _LEGEND_TOP, _LEGEND_ROW = 0.96, 0.05  # with a legend: less for each of its rows
 _LEGEND_ROW_CHARS, _HANDLE_CHARS = 76, 5  # as many as fit above a figure; a line sample's share
 _LABEL_CHARS = 24  # of a name that a run gives
+_SPIKE = 20.0  # medians high: what lies around the median is then within a twentieth of the axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,14 @@ def legend(axes: "Axes") -> None:
         borderaxespad=0.2,
         columnspacing=1.2,
     )
+
+
+def has_spikes(values: NDArray[np.float64]) -> bool:
+    """Whether a few positive values would flatten all others on a linear axis."""
+    known = values[np.isfinite(values)]
+    if not len(known) or known.min() <= 0:
+        return False
+    return bool(known.max() > _SPIKE * np.median(known))
 
 
 def plain_label(name: str) -> str:

@@ -63,23 +63,26 @@ def component_names(data: RunData) -> list[str]:
 
 def components(data: RunData) -> Chart:
     """Running means of the reward's components, and of the outcome beside them."""
+    steps, outcomes = data.series("rl", _OUTCOME)
     names = component_names(data)
-    lines = []
+    lines, same = [], ""
     if len(names) > 1:  # a single one is the reward
         for place, name in enumerate(names):
-            steps, values = data.series("rl", name)
             label = plain_label(name.removeprefix("rl/reward/").removesuffix("/mean"))
+            at, values = data.series("rl", name)
+            if np.array_equal(at, steps) and np.allclose(values, outcomes, atol=1e-9):
+                same = f" ({label.strip()})"  # one line over the other would hide it
+                continue
             colour = _COMPONENT_COLOURS[place % len(_COMPONENT_COLOURS)]
             dashes = "-" if place < len(_COMPONENT_COLOURS) else ":"
-            lines.append(Line(label, steps, _smooth(values), colour, dashes))
-    steps, values = data.series("rl", _OUTCOME)
-    lines.append(Line("correct answers", steps, _smooth(values), INK, "--"))
+            lines.append(Line(label, at, _smooth(values), colour, dashes))
+    lines.append(Line(f"correct answers{same}", steps, _smooth(outcomes), INK, "--"))
     return line_chart(
         [line for line in lines if len(line.x)],
         title="Reward by component, and the outcome",
         caption="Mean of each component before its weight, and the fraction of answers that are "
         "correct (dashed), which no format term or penalty moves: a reward that rises while it "
-        f"stays is learnt from the other terms. Each point is a mean of {_window(values)} steps.",
+        f"stays is learnt from the other terms. Each point is a mean of {_window(outcomes)} steps.",
         x_label=STEP,
         y_label="mean value, fraction",
     )

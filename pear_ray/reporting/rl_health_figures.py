@@ -4,7 +4,17 @@ import numpy as np
 
 from pear_ray.config.rl_losses import ReinforceLoss
 from pear_ray.reporting.load import RunData
-from pear_ray.reporting.plot import BLUE, GREY, ORANGE, PURPLE, Chart, Line, Threshold, line_chart
+from pear_ray.reporting.plot import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PURPLE,
+    Chart,
+    Line,
+    Threshold,
+    has_spikes,
+    line_chart,
+)
 from pear_ray.reporting.rl_figures import STEP
 
 SMALLEST_GAP = 1e-8  # a logarithmic axis has no place for an exact 0
@@ -13,7 +23,7 @@ _LINEAR_RATIOS = 20.0  # ratios further apart are drawn on a logarithmic axis
 _LEAST_COST = 1e-4  # of the tokens: what float32 rounds away is no cost
 NO_MISMATCH_COST = (
     "the mismatch between sampler and trainer cost nothing: no correction weight was bounded or "
-    f"masked, and the effective sample size is the number of tokens to {100 * _LEAST_COST:g} %"
+    f"masked, and the effective sample size is the number of tokens to {100 * _LEAST_COST:g}\u00a0%"
 )
 _COSTS = (
     ("bounded weights", "rl/correction/bounded_fraction", ORANGE),
@@ -23,14 +33,17 @@ _COSTS = (
 
 def kl(data: RunData) -> Chart:
     """KL to the policy that RL started from."""
+    steps, values = data.series("rl", "rl/kl")
+    spikes = has_spikes(values)
     return line_chart(
-        [Line("KL", *data.series("rl", "rl/kl"), BLUE)],
+        [Line("KL", steps, values, BLUE)],
         title="KL to the first policy",
         caption="k3 estimate at the trained tokens, to the policy that RL started from: how far it "
         "has gone. A steep rise at a flat reward is drift.",
         x_label=STEP,
         y_label="KL (nats per token)",
-        from_zero=True,
+        log=spikes,
+        from_zero=not spikes,
     )
 
 

@@ -1,7 +1,7 @@
 """Figures that every stage that trains has alike."""
 
 from pear_ray.reporting.load import RunData
-from pear_ray.reporting.plot import GREEN, Chart, Line, Threshold, line_chart
+from pear_ray.reporting.plot import GREEN, Chart, Line, Threshold, has_spikes, line_chart
 
 STAGE_WORDS = {"sft": "SFT", "rl": "RL"}
 
@@ -13,12 +13,14 @@ def grad_norm(data: RunData, stage: str) -> Chart:
     if data.config:
         section = {"sft": data.config.sft, "rl": data.config.rl}[stage]
         limit = section.optimizer.max_grad_norm
+    steps, norms = data.series(stage, f"{stage}/grad_norm")
     return line_chart(
-        [Line("gradient norm", *data.series(stage, f"{stage}/grad_norm"), GREEN)],
+        [Line("gradient norm", steps, norms, GREEN)],
         title=f"{words} gradient norm",
         caption="Global gradient norm before clipping: steps above the dashed line were scaled "
         "down to it; spikes that recur ask for a smaller learning rate.",
         x_label=f"{words} step",
         y_label="norm",
         thresholds=[Threshold("max_grad_norm", limit)] if limit else [],
+        log=has_spikes(norms),
     )

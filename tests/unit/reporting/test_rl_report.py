@@ -3,12 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from synthetic_run import CONFIG
 
 from pear_ray.config.run import dump_run, validate_run
 from pear_ray.reporting import rl_figures, rl_health_figures, time_figures
 from pear_ray.reporting.load import load_run_data
+from pear_ray.reporting.plot import has_spikes
 from pear_ray.reporting.sections import build_sections
 from pear_ray.reporting.training_figures import grad_norm
 from pear_ray.telemetry.metrics_log import MetricsLog
@@ -161,6 +163,27 @@ def test_components_stand_beside_the_outcome(run):
     assert "as well" not in rl_figures.reward(data).caption
     drawn = words(rl_figures.components(data))
     assert {"_format", "game", "correct answers"} <= set(drawn)
+
+
+def test_a_component_that_is_the_outcome_is_one_line_with_it(run):
+    metrics = EVERYTHING | {"rl/reward/game/mean": EVERYTHING["rl/correct_fraction"]}
+    drawn = words(rl_figures.components(run(metrics)))
+    assert {"_format", "correct answers (game)"} <= set(drawn)
+    assert "game" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "answer"),
+    [
+        ([1.0, 1.0, 21.0], True),
+        ([1.0, 1.0, 19.0], False),
+        ([0.0, 1.0, 100.0], False),  # a logarithmic axis has no place for 0
+        ([1.0, 1.0, float("nan")], False),
+        ([], False),
+    ],
+)
+def test_spikes_that_flatten_the_rest(values, answer):
+    assert has_spikes(np.array(values)) is answer
 
 
 def test_a_single_component_that_is_no_outcome_leaves_the_outcome_alone(run):
