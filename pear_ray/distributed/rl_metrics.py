@@ -5,19 +5,23 @@ from collections.abc import Mapping, Sequence
 from pear_ray.algorithms import mismatch
 from pear_ray.distributed.train_group import Laps
 from pear_ray.records import FinishReason, RolloutGroup
-from pear_ray.tasks.reward_totals import reward_metrics, reward_sums
+from pear_ray.tasks.reward_totals import deviation, reward_metrics, reward_sums
 
 
 def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """What the step's metrics need of this rank's rollouts."""
     rollouts = [one for group in groups for one in group.rollouts]
     completions = [one.completion for one in rollouts]
-    return {
+    lengths = [len(each.token_ids) for each in completions]
+    sums = {
         "rollouts": len(rollouts),
-        "completion_tokens": sum(len(each.token_ids) for each in completions),
+        "completion_tokens": sum(lengths),
+        "max/completion_length": max(lengths),
+        "min/completion_length": min(lengths),
         "truncated": sum(each.finish_reason is FinishReason.LENGTH for each in completions),
         "surprise": -sum(sum(each.behavior_logprobs) for each in completions),
     } | reward_sums([[one.reward for one in group.rollouts] for group in groups])
+    return {key: float(value) for key, value in sums.items()}
 
 
 def lap_times(laps: Laps) -> dict[str, float]:
@@ -40,13 +44,27 @@ def rollout_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     return {
         **{f"rl/{name}": value for name, value in reward_metrics(sums).items()},
         "rl/completion_length/mean": tokens / rollouts,
+        "rl/completion_length/min": sums["min/completion_length"],
+        "rl/completion_length/max": sums["max/completion_length"],
         "rl/truncated_fraction": sums["truncated"] / rollouts,
         # The mean surprise of sampled tokens estimates the policy's entropy without bias.
         "rl/entropy": sums["surprise"] / tokens,
         "rl/tokens_per_s": tokens / step_s,
+        **_phase_speeds(sums, times),
         **memory,
         **times,
         "time/step_s": step_s,
+    }
+
+
+def _phase_speeds(sums: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
+    """Completion tokens over the seconds of sampling and of training, where the step did that."""
+    sampled = sums["completion_tokens"]
+    tokens = {"sample": sampled, "train": sampled - sums.get("discarded_tokens", 0.0)}
+    return {
+        f"rl/tokens_per_s/{phase}": count / times[f"time/{phase}_s"]
+        for phase, count in tokens.items()
+        if f"time/{phase}_s" in times
     }
 
 
@@ -54,9 +72,12 @@ def _update_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Of the policy loss and what is added to it; fractions and means over tokens that train."""
     trained = max(1.0, sums["trained_tokens"])
     low, high = sums["clipped_low"] / trained, sums["clipped_high"] / trained
+    mean, mean_square = sums["advantage"] / trained, sums["advantage_squared"] / trained
     metrics = {
         "rl/loss": sums["loss"] / sums["updates"],
         "rl/grad_norm": sums["grad_norm"] / sums["updates"],
+        "rl/advantage/mean_abs": sums["advantage_abs"] / trained,
+        "rl/advantage/std": deviation(mean, mean_square),
         "rl/clip_fraction": low + high,
         "rl/clip_fraction/low": low,
         "rl/clip_fraction/high": high,

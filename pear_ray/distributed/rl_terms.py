@@ -46,8 +46,12 @@ def microbatch_terms(
     ones, reduction = torch.ones_like(proximal), _sums_like(settings)
     flat = (batch.sequence_ids, mask)
     numerator = loss_numerator(found.losses, correction.weights, *flat, reduction=reduction)
+    advantages = batch.aligned["advantages"].double() * mask
     sums = {
         "trained_tokens": mask.sum(),
+        "advantage": advantages.sum(),
+        "advantage_abs": advantages.abs().sum(),
+        "advantage_squared": advantages.square().sum(),
         "clipped_low": found.clipped_low.sum(),
         "clipped_high": found.clipped_high.sum(),
         "correction_masked": correction.masked.sum(),

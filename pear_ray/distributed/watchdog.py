@@ -12,6 +12,7 @@ from typing import Self
 
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.telemetry.metrics_log import MetricsLog
+from pear_ray.telemetry.phase import PhaseWriter
 
 STACKS = "stacks"
 STALLED_FILE = ".stalled"  # how a rank that is stuck tells the controller why it ends itself
@@ -40,6 +41,7 @@ class Watchdog:
         self._since = time.monotonic()
         self._finished: set[str] = set()  # phases that have been gone through once
         self._told = False
+        self._said = PhaseWriter(stage_dir)  # of rank 0
         self._closed = threading.Event()
         if cluster.stall_timeout_s is not None:
             wait_s = min(MAX_WAIT_S, cluster.stall_timeout_s / LOOKS_PER_TIMEOUT)
@@ -51,11 +53,14 @@ class Watchdog:
         """The rank gets on: `phase` begins, or has done another part of its work."""
         if phase != self.phase:
             self._finished.add(self.phase)
+            if self._rank == 0:
+                self._said.write(phase)
         self.phase, self._since, self._told = phase, time.monotonic(), False
 
     def close(self) -> None:
         """Stop watching; harmless when called twice."""
         self._closed.set()
+        self._said.close()
 
     def __enter__(self) -> Self:
         """The watchdog itself."""

@@ -7,7 +7,6 @@ from pear_ray.config.sft import PearWeights
 from pear_ray.reporting.load import CorpusLengths, RunData, WeightSamples
 from pear_ray.reporting.plot import (
     BLUE,
-    GREEN,
     GREY,
     INK,
     MUTED,
@@ -179,20 +178,6 @@ def sft_loss(data: RunData) -> Chart:
         "training only learns its rows by heart.",
         x_label="SFT step",
         y_label="loss (nats per token)",
-    )
-
-
-def sft_grad_norm(data: RunData) -> Chart:
-    """Gradient norm per SFT step, with the clip."""
-    limit = data.config.sft.optimizer.max_grad_norm if data.config else None
-    return line_chart(
-        [Line("gradient norm", *data.series("sft", "sft/grad_norm"), GREEN)],
-        title="SFT gradient norm",
-        caption="Global gradient norm before clipping: steps above the dashed line were scaled "
-        "down to it.",
-        x_label="SFT step",
-        y_label="norm",
-        thresholds=[Threshold("max_grad_norm", limit)] if limit else [],
     )
 
 

@@ -93,6 +93,10 @@ class RunData:
         """Steps and values of one metric, NaN where the value is not finite."""
         return series(self.metrics[stage], name)
 
+    def has(self, stage: str, *names: str) -> bool:
+        """Whether the stage logged any of the metrics."""
+        return any(name in record.metrics for record in self.metrics[stage] for name in names)
+
 
 def series(records: Sequence[MetricRecord], name: str) -> tuple[Floats, Floats]:
     """Steps and values of one metric of a stage, NaN where the value is not finite."""

@@ -51,7 +51,8 @@ _BOTTOM_IN = 0.48  # holds tick labels and the axis label
 _TOP = 0.97  # of the axes
 _LEGEND_TOP, _LEGEND_ROW = 0.96, 0.05  # with a legend: less for each of its rows
 _LEGEND_ROW_CHARS, _HANDLE_CHARS = 76, 5  # as many as fit above a figure; a line sample's share
-_LEGEND_COLUMNS = 2  # when one row does not do
+_LABEL_CHARS = 24  # of a name that a run gives
+_SPIKE = 20.0  # medians high: what lies around the median is then within a twentieth of the axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,18 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One series of a line chart; NaN values leave gaps."""
+    """One series of a line chart; NaN values leave gaps.
+
+    Attributes:
+        band: Lower and upper ends of a band around it.
+    """
 
     label: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     colour: str
     dashes: str = "-"
+    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +133,8 @@ def line_chart(
     for line in lines:
         marker = "o" if len(line.x) <= _MARKED_POINTS else ""
         axes.plot(line.x, line.y, line.dashes, marker=marker, color=line.colour, label=line.label)
+        if line.band:
+            axes.fill_between(line.x, *line.band, color=line.colour, alpha=0.2, linewidth=0)
     axes.margins(y=0.12)
     if log:
         log_axis(axes)
@@ -211,13 +219,15 @@ def name_bars(axes: "Axes", values: Sequence[float], *, unit: str = "") -> None:
 def legend(axes: "Axes") -> None:
     """Names above the plot, where they can hide nothing."""
     labels = axes.get_legend_handles_labels()[1]
-    in_one_row = sum(len(label) + _HANDLE_CHARS for label in labels) <= _LEGEND_ROW_CHARS
-    rows = 1 if in_one_row else -(-len(labels) // _LEGEND_COLUMNS)
+    widths = [len(label) + _HANDLE_CHARS for label in labels]
+    in_one_row = sum(widths) <= _LEGEND_ROW_CHARS
+    columns = len(labels) if in_one_row else max(1, _LEGEND_ROW_CHARS // max(widths))
+    rows = -(-len(labels) // columns)
     axes.figure.subplots_adjust(top=_LEGEND_TOP - _LEGEND_ROW * rows)
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=len(labels) if in_one_row else _LEGEND_COLUMNS,
+        ncols=columns,
         fontsize=8,
         frameon=False,
         labelcolor=INK,
@@ -225,6 +235,20 @@ def legend(axes: "Axes") -> None:
         borderaxespad=0.2,
         columnspacing=1.2,
     )
+
+
+def has_spikes(values: NDArray[np.float64]) -> bool:
+    """Whether a few positive values would flatten all others on a linear axis."""
+    known = values[np.isfinite(values)]
+    if not len(known) or known.min() <= 0:
+        return False
+    return bool(known.max() > _SPIKE * np.median(known))
+
+
+def plain_label(name: str) -> str:
+    """A name of the run's as a legend takes it: short, not hidden by an underscore."""
+    short = name if len(name) <= _LABEL_CHARS else f"…{name[1 - _LABEL_CHARS :]}"
+    return f" {short}" if short.startswith("_") else short
 
 
 def running_mean(values: NDArray[np.float64], *, window: int) -> NDArray[np.float64]:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.sft import PearWeights
-from pear_ray.reporting import corpus_figures, outcome, rl_figures, source_figures
+from pear_ray.reporting import (
+    corpus_figures,
+    outcome,
+    rl_figures,
+    rl_health_figures,
+    source_figures,
+    time_figures,
+    training_figures,
+)
 from pear_ray.reporting.load import RunData
 from pear_ray.reporting.page import Table
 from pear_ray.reporting.plot import Chart
@@ -17,6 +25,7 @@ class Section:
     """One chapter of the page.
 
     Attributes:
+        notes: Sentences above the figures.
         missing: A sentence for each figure that could not be drawn or would show one number.
     """
 
@@ -25,21 +34,34 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     wide: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def draw(
         self, data: RunData, stage: str, name: str, figure: Callable[[RunData], Chart]
     ) -> None:
         """Add a figure of the stage's metric `name`, or say that nothing logged it."""
-        if rl_figures.has(data, stage, name):
+        if data.has(stage, name):
             self.charts.append(figure(data))
         else:
             self.missing.append(f"no figure of {name}: stage `{stage}` has not logged it")
 
+    def draw_if_any(self, data: RunData, name: str, figure: Callable[[RunData], Chart]) -> None:
+        """Add a figure of a metric that not every RL run has; without it, nothing."""
+        if data.has("rl", name):
+            self.charts.append(figure(data))
+
 
 def build_sections(data: RunData) -> list[Section]:
     """Every chapter with figures, in reading order."""
-    return [_outcome(data), _corpus(data), _weights(data), _sft(data), _rl(data), _time(data)]
+    return [
+        _outcome(data),
+        _corpus(data),
+        _weights(data),
+        _sft(data),
+        *_rl(data),
+        _time(data),
+    ]
 
 
 def _outcome(data: RunData) -> Section:
@@ -101,7 +123,7 @@ def _sft(data: RunData) -> Section:
     section = Section("sft", "SFT")
     _held_out(section, data, "sft")
     section.draw(data, "sft", "sft/weighted_loss", corpus_figures.sft_loss)
-    section.draw(data, "sft", "sft/grad_norm", corpus_figures.sft_grad_norm)
+    section.draw(data, "sft", "sft/grad_norm", lambda of: training_figures.grad_norm(of, "sft"))
     _gradient_ratio(section, data)
     sources = source_figures.source_names(data)
     if sources:  # only a corpus of several is logged by source
@@ -122,15 +144,45 @@ def _gradient_ratio(section: Section, data: RunData) -> None:
         )
 
 
-def _rl(data: RunData) -> Section:
+def _rl(data: RunData) -> list[Section]:
+    if not data.metrics["rl"]:
+        return [Section("rl", "RL", missing=["no figures of RL: stage `rl` has not logged a step"])]
+    return [_rl_learning(data), _rl_health(data)]
+
+
+def _rl_learning(data: RunData) -> Section:
     section = Section("rl", "RL")
     _held_out(section, data, "rl")
     section.draw(data, "rl", "rl/reward/mean", rl_figures.reward)
-    section.draw(data, "rl", "rl/entropy", rl_figures.entropy)
-    section.draw(data, "rl", "rl/completion_length/mean", rl_figures.length)
+    if len(rl_figures.component_names(data)) > 1 or rl_figures.outcome_differs(data):
+        section.charts.append(rl_figures.components(data))
+    section.draw_if_any(data, "rl/advantage/mean_abs", rl_figures.advantage)
     section.draw(data, "rl", "rl/degenerate_group_fraction", rl_figures.fractions)
-    section.draw(data, "rl", "rl/mismatch/mean_gap", rl_figures.gaps)
-    section.draw(data, "rl", "rl/grad_norm", rl_figures.grad_norm)
+    section.draw(data, "rl", "rl/completion_length/mean", rl_figures.length)
+    section.draw(data, "rl", "rl/entropy", rl_figures.entropy)
+    return section
+
+
+def _rl_health(data: RunData) -> Section:
+    """Whether updates go too far, and whether the sampler is the trainer."""
+    section = Section("rl-health", "RL health")
+    if sentence := rl_health_figures.self_test(data):
+        section.notes.append(sentence)
+    section.draw(data, "rl", "rl/grad_norm", lambda of: training_figures.grad_norm(of, "rl"))
+    section.draw(data, "rl", "rl/mismatch/mean_gap", rl_health_figures.gaps)
+    section.draw_if_any(data, "rl/kl", rl_health_figures.kl)
+    if rl_health_figures.updates_move(data):
+        section.draw_if_any(data, "rl/clip_fraction/high", rl_health_figures.clip_fractions)
+        section.charts.append(rl_health_figures.ratios(data))
+    elif data.has("rl", "rl/ratio/max"):
+        section.missing.append(
+            "every ratio was 1 and no clip bound, as it must be where each rollout batch has one "
+            "update"
+        )
+    if rl_health_figures.mismatch_costs(data):
+        section.charts.append(rl_health_figures.mismatch_cost(data))
+    elif data.has("rl", "rl/mismatch/ess_fraction"):
+        section.missing.append(rl_health_figures.NO_MISMATCH_COST)
     return section
 
 
@@ -141,17 +193,20 @@ def _held_out(section: Section, data: RunData, stage: str) -> None:
 
 
 def _time(data: RunData) -> Section:
-    section = Section("time", "Time and tokens")
+    section = Section("time", "Time, tokens and memory")
     if data.manifests:
-        section.charts.append(rl_figures.stage_time(data))
+        section.charts.append(time_figures.stage_time(data))
     else:
         section.missing.append("no time per stage: no stage has finished yet")
-    if any(rl_figures.has(data, stage, SPEED_METRIC[stage]) for stage in data.metrics):
-        section.charts.append(rl_figures.speed(data))
+    if any(data.has(stage, SPEED_METRIC[stage]) for stage in data.metrics):
+        section.charts.append(time_figures.speed(data))
     else:
         section.missing.append("no stage has logged tokens per second")
-    if rl_figures.has(data, "rl", "time/step_s"):
-        section.wide.append(rl_figures.step_time(data))
+    section.draw_if_any(data, "rl/tokens_per_s/train", time_figures.phase_speed)
+    if data.has("rl", *time_figures.memory_metrics()):
+        section.charts.append(time_figures.memory(data))
+    if data.has("rl", "time/step_s"):
+        section.charts.append(time_figures.step_time(data))
     else:
         section.missing.append("no figure of time/step_s: stage `rl` has not logged it")
     return section

@@ -13,11 +13,11 @@ from pear_ray.reporting.plot import (
     Chart,
     Line,
     line_chart,
+    plain_label,
 )
 
 PREFIX = "sft/source/"
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
-_LABEL_CHARS = 24
 _STEP = "SFT step"
 _COLUMNS = {
     "num_tokens": "tokens",
@@ -47,7 +47,7 @@ def source_names(data: RunData) -> list[str]:
 def source_ess(data: RunData, sources: list[str]) -> Chart:
     """ESS fraction of each source's tokens, per SFT step."""
     lines = [
-        Line(_label(source), *data.series("sft", f"{PREFIX}{source}/ess_fraction"), colour)
+        Line(plain_label(source), *data.series("sft", f"{PREFIX}{source}/ess_fraction"), colour)
         for source, colour in zip(sources, _COLOURS, strict=False)
     ]
     return line_chart(
@@ -70,7 +70,7 @@ def source_weight_shares(data: RunData, sources: list[str]) -> Chart:
             for name in ("weight_share", "token_share")
         )
         lines += [
-            Line(_label(source), *weight, colour),
+            Line(plain_label(source), *weight, colour),
             Line("_tokens", *tokens, colour, ":"),  # an underscore keeps it out of the legend
         ]
     return line_chart(
@@ -115,9 +115,3 @@ def _left_out(sources: list[str]) -> str:
     if num_left_out <= 0:
         return ""
     return f" Drawn are the {len(_COLOURS)} largest sources; the table has {num_left_out} more."
-
-
-def _label(source: str) -> str:
-    """A source's name as a legend takes it: short, no formula, not hidden by an underscore."""
-    short = source if len(source) <= _LABEL_CHARS else f"…{source[1 - _LABEL_CHARS :]}"
-    return f" {short}" if short.startswith("_") else short

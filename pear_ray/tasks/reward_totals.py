@@ -1,5 +1,6 @@
 """What many rewards sum up to, and when too many of them are no verdict."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from pear_ray.errors import RewardError
@@ -39,6 +40,7 @@ def reward_sums(groups: Sequence[Sequence[Reward]]) -> dict[str, float]:
         "rewards": sum(map(len, groups)),
         "judged": len(judged),
         "reward": sum(one.value for one in judged),
+        "reward_squared": sum(one.value**2 for one in judged),
         "correct": sum(one.status is RewardStatus.OK for one in judged),
         "judged_groups": len(outcomes),
         "degenerate": sum(len(each) == 1 for each in outcomes),
@@ -51,8 +53,10 @@ def reward_sums(groups: Sequence[Sequence[Reward]]) -> dict[str, float]:
 def reward_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Metrics of a step from its summed `reward_sums`; the names lack their stage."""
     judged = max(1.0, sums["judged"])
+    mean = sums["reward"] / judged
     return {
-        "reward/mean": sums["reward"] / judged,
+        "reward/mean": mean,
+        "reward/std": deviation(mean, sums["reward_squared"] / judged),
         "correct_fraction": sums["correct"] / judged,
         "errored_fraction": 1 - sums["judged"] / sums["rewards"],
         "degenerate_group_fraction": sums["degenerate"] / max(1.0, sums["judged_groups"]),
@@ -61,6 +65,11 @@ def reward_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         for key, value in sums.items()
         if key.startswith(_COMPONENT)
     }
+
+
+def deviation(mean: float, mean_square: float) -> float:
+    """The standard deviation of all values, from their mean and that of their squares."""
+    return math.sqrt(max(0.0, mean_square - mean**2))  # rounding must not make it imaginary
 
 
 def outcomes_of(group: Iterable[Reward]) -> set[RewardStatus]:

@@ -16,6 +16,7 @@ from pear_ray.telemetry.metrics_log import (
     Record,
     parse_line,
 )
+from pear_ray.telemetry.phase import Phase, read_phase
 
 KEY_METRIC = {
     "collect": "collect/verified_fraction",
@@ -27,6 +28,15 @@ KEY_METRIC = {
 SPEED_METRIC = {stage: f"{stage}/tokens_per_s" for stage in (*STAGES, *ON_DEMAND_STAGES)} | {
     "evaluate": "eval/tokens_per_s",
     **dict.fromkeys(("ready", *HALF_STAGES), "rl/tokens_per_s"),
+}
+# Beside the key metric, in a word: what tells an RL run that goes well from one that does not.
+SIDE_METRICS = {
+    stage: {
+        "correct": "rl/correct_fraction",
+        "degenerate": "rl/degenerate_group_fraction",
+        "length": "rl/completion_length/mean",
+    }
+    for stage in ("rl", *HALF_STAGES)
 }
 RECENT_STEPS = 16  # enough that one slow step (a checkpoint, a pause) cannot move the median
 KEPT_WARNINGS = 50
@@ -72,6 +82,7 @@ class StageProgress:
         started: Unix time of its last start; None before it.
         finished: Unix time at which it finished, was skipped or failed.
         metrics: The latest value of every metric that it wrote.
+        phase: What it is doing within a step, where it says so.
         message: The sentence of its last event.
     """
 
@@ -84,6 +95,7 @@ class StageProgress:
     finished: float | None = None
     message: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    phase: Phase | None = None
     ticks: deque[tuple[float, int]] = field(
         default_factory=lambda: deque(maxlen=RECENT_STEPS + 1)
     )  # (time, step) of this attempt
@@ -92,6 +104,12 @@ class StageProgress:
     def key_metric(self) -> float | None:
         """The stage's one number to watch."""
         return self.metrics.get(KEY_METRIC.get(self.name, ""))
+
+    @property
+    def side_metrics(self) -> dict[str, float]:
+        """What else is shown, by a short name."""
+        wanted = SIDE_METRICS.get(self.name, {})
+        return {word: self.metrics[name] for word, name in wanted.items() if name in self.metrics}
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -166,6 +184,14 @@ class ProgressState:
             self.warnings.append(record)
         else:
             _fold_event(stage, record)
+
+    def look_at_phases(self, run_dir: Path) -> None:
+        """Take over what the running stages say that they are doing within a step."""
+        for stage in self.stages.values():
+            running = stage.state is StageState.RUNNING
+            found = read_phase(run_dir / stage.name) if running else None
+            # An earlier attempt's last word says nothing of this one.
+            stage.phase = found if found and found.since >= (stage.started or 0.0) else None
 
     def forget_states(self) -> None:
         """Set every stage to waiting, as a new driver finds it; the numbers seen so far stay."""

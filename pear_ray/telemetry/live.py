@@ -63,6 +63,7 @@ class LiveView:
         """
         self._console = console or Console()
         self._state = ProgressState(stages)
+        self._run_dir = run_dir
         self._follower = Follower(run_dir / METRICS_FILE)
         self._consumers: dict[str, Callable[[Record], None]] = {}
         if trackers:
@@ -114,6 +115,7 @@ class LiveView:
             self._state.fold(record)
             self._guarded(lambda view, record=record: view.take(self._state, record))
             self._hand_on(record)
+        self._state.look_at_phases(self._run_dir)
         self._guarded(lambda view: view.refresh(self._state))
 
     def _hand_on(self, record: Record) -> None:

@@ -64,6 +64,7 @@ def read_progress(run_dir: Path) -> ProgressState:
     state = ProgressState()
     for record in Follower(run_dir / METRICS_FILE).poll():
         state.fold(record)
+    state.look_at_phases(run_dir)
     return state
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pear_ray.telemetry.follow import KEY_METRIC, ProgressState, StageProgress, StageState
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord
+from pear_ray.telemetry.phase import Phase
 
 _STYLE = {
     StageState.WAITING: "dim",
@@ -56,6 +57,8 @@ def stage_table(state: ProgressState, *, now: float, title: str) -> Table:
             number(stage.tokens_per_s),
             key_metric(stage),
         )
+        if stage.phase is not None:
+            table.add_row("", *[""] * 6, Text(phase_words(stage.phase, now), style="dim"))
     return table
 
 
@@ -90,7 +93,7 @@ def render_progress(state: ProgressState, *, now: float) -> Group:
 
 
 def step_line(stage: StageProgress, now: float) -> str:
-    """`rl step 10/60, rl/reward/mean 0.310, 1,240 tokens/s, 3 min left`."""
+    """`rl step 10/60, rl/reward/mean 0.310, correct 0.310, 1,240 tokens/s, 3 min left`."""
     parts = [f"{stage.name} step {_step(stage)}"]
     if key_metric(stage):
         parts.append(key_metric(stage))
@@ -110,14 +113,22 @@ def elapsed_s(stage: StageProgress, now: float) -> float | None:
 
 
 def key_metric(stage: StageProgress) -> str:
-    """The stage's key metric with its name, and pass@k where it evaluates; or nothing."""
+    """The stage's key metric with its name, others in a word, pass@k where it evaluates."""
     shown = []
     if stage.key_metric is not None:
         shown.append(f"{KEY_METRIC[stage.name]} {number(stage.key_metric)}")
+    shown += [f"{word} {number(value)}" for word, value in stage.side_metrics.items()]
     if stage.pass_at_k is not None:
         name, value = stage.pass_at_k
         shown.append(f"{name} {number(value)}")
     return ", ".join(shown)
+
+
+def phase_words(phase: Phase, now: float) -> str:
+    """`in sample for 12 s`; of a run that was left in it, how long is not known."""
+    if now < phase.since:
+        return f"in {phase.name}"
+    return f"in {phase.name} for {duration(now - phase.since)}"
 
 
 def number(value: float | None) -> str:

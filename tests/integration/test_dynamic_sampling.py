@@ -116,7 +116,7 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
     return {
         name: value
         for name, value in metrics.items()
-        if not name.startswith(("time/", "memory/")) and name != "rl/tokens_per_s"
+        if not name.startswith(("time/", "memory/", "rl/tokens_per_s"))
     }
 
 

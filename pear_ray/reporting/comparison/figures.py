@@ -1,7 +1,7 @@
 """Curves and estimates of several runs in one figure each, named where they end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +83,14 @@ def curves_of(runs: Sequence[ComparedRun], stage: str, name: str) -> list[Curve]
             kept = sorted({*range(0, len(steps), stride), len(steps) - 1})
             found.append(Curve(place, run.label, steps[kept], values[kept], every_step))
     return found
+
+
+def above_zero(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves as a logarithmic axis can take them: a gradient of 0 leaves a gap."""
+    found = [
+        replace(each, values=np.where(each.values > 0, each.values, np.nan)) for each in curves
+    ]
+    return [each for each in found if np.isfinite(each.values).any()]
 
 
 def overlay(

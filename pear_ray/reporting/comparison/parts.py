@@ -103,6 +103,39 @@ _RL = (
     ),
     CurveFigure(
         "rl",
+        "rl/correct_fraction",
+        "RL correct answers",
+        "Fraction of the step's answers that are correct, on training problems: the same measure "
+        f"for runs whose rewards differ. {_SMOOTHED}",
+        "fraction of answers",
+    ),
+    CurveFigure(
+        "rl",
+        "rl/degenerate_group_fraction",
+        "RL degenerate groups",
+        "Groups whose outcomes are all equal, and which so teach nothing about what is right. "
+        f"{_SMOOTHED}",
+        "fraction of groups",
+    ),
+    CurveFigure(
+        "rl",
+        "rl/kl",
+        "RL KL to the first policy",
+        "Of the trained tokens, to the policy that RL started from. Runs without a KL term do not "
+        f"measure it. {_SMOOTHED}",
+        "nats per token",
+        log=True,
+    ),
+    CurveFigure(
+        "rl",
+        "rl/grad_norm",
+        "RL gradient norm",
+        f"Before clipping, mean over a batch's updates: look for growth and jumps. {_SMOOTHED}",
+        "gradient norm",
+        log=True,
+    ),
+    CurveFigure(
+        "rl",
         "rl/entropy",
         "RL entropy",
         f"Of the policy at the sampled tokens: near 0 it stops exploring. {_SMOOTHED}",
@@ -182,6 +215,8 @@ def _drawn(
     """`part` with each figure of `wanted` that a run logged; the others named where `needed`."""
     for figure in wanted:
         curves = figures.curves_of(runs, figure.stage, figure.metric)
+        if figure.log:
+            curves = figures.above_zero(curves)
         if figure.uniform:
             curves = [c for c in curves if runs[c.place].setting("sft.weights.kind") != "uniform"]
         if not curves:

@@ -150,6 +150,7 @@ FIGURES = (
     Figure("weight_mean", "mean weight", _last_tenth("sft", "sft/weight/mean"), _short),
     Figure("ess_fraction", "ESS / tokens", _last_tenth("sft", "sft/ess_fraction"), _short),
     Figure("rl_reward", "RL reward", _last_tenth("rl", "rl/reward/mean"), _short),
+    Figure("rl_correct", "RL correct", _last_tenth("rl", "rl/correct_fraction"), _short),
     Figure("sft_steps", "SFT steps", _steps, _whole),
     Figure("sft_tokens_per_s", "SFT tokens/s", _tokens_per_s, _whole),
     Figure("sft_s", "SFT took", _seconds("sft"), duration),

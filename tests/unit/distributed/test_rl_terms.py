@@ -91,6 +91,8 @@ def test_reductions_by_hand(reduction: str, expected: list[float]) -> None:
     assert gradient == pytest.approx(expected)
     assert sums["correction_weight"] == 6
     assert sums["trained_tokens"] == sums["tokens"] == 6
+    assert (sums["advantage"], sums["advantage_abs"]) == (2 * 0.5 - 4 * 0.5, 6 * 0.5)
+    assert sums["advantage_squared"] == 6 * 0.25
 
 
 def test_the_correction_weighs_tokens_and_the_clip_does_not_see_it() -> None:

@@ -11,6 +11,7 @@ import pytest
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.watchdog import FIRST_TIME_FACTOR, STACKS, Watchdog
 from pear_ray.telemetry.metrics_log import EventRecord, MetricsLog, read_metrics
+from pear_ray.telemetry.phase import read_phase
 
 
 @pytest.fixture
@@ -28,6 +29,30 @@ def warnings(folder: Path) -> list[str]:
     file = folder / "metrics.jsonl"
     records = read_metrics(file) if file.exists() else []
     return [each.message for each in records if isinstance(each, EventRecord)]
+
+
+def test_the_first_rank_says_what_it_does(tmp_path: Path) -> None:
+    """Also where nobody watches; a phase that goes on keeps its start."""
+    (tmp_path / "rl").mkdir()
+    log = MetricsLog(tmp_path, run="test", stage="rl", attempt=1)
+    cluster = ClusterConfig(stall_timeout_s=None)
+    for rank in (1, 0):
+        with Watchdog(cluster, tmp_path / "rl", rank=rank, log=log) as watchdog:
+            before = time.time()
+            watchdog.enter("sample")
+            first = read_phase(tmp_path / "rl")
+            watchdog.enter("sample")
+            assert read_phase(tmp_path / "rl") == first
+            watchdog.enter("train")
+            second = read_phase(tmp_path / "rl")
+        assert read_phase(tmp_path / "rl") is None
+        if rank == 1:
+            assert first is second is None
+        else:
+            assert first is not None
+            assert second is not None
+            assert (first.name, second.name) == ("sample", "train")
+            assert before <= first.since <= second.since <= time.time()
 
 
 def waits_for_nothing(seconds: float) -> None:

@@ -15,6 +15,7 @@ from pear_ray.reporting.comparison.page import render_comparison
 from pear_ray.reporting.comparison.runs import load_runs, shared_notes
 from pear_ray.reporting.comparison.words import compared, headline
 from pear_ray.reporting.load import Estimate
+from pear_ray.telemetry.metrics_log import MetricsLog
 
 LOSS_OF_EVERY_OBJECTIVE = "7777"  # in every step of the runs made here
 
@@ -264,3 +265,25 @@ def test_what_is_no_run_is_one_clear_error(spoil, arms, tmp_path, capsys):
 def test_a_page_that_cannot_be_written_is_one_clear_error(arms, tmp_path, capsys):
     assert cli.main(["compare", str(arms[0]), "--out", str(tmp_path / "no" / "page.html")]) == 2
     assert "no: no such folder" in capsys.readouterr().err
+
+
+def test_rl_is_compared_by_outcome_as_well_as_by_reward(arms):
+    """One run learns nothing for its last ten steps: its gradient of 0 leaves the log axis."""
+    for place, folder in enumerate(arms[1:]):
+        log = MetricsLog(folder, run=folder.name, stage="rl", attempt=1)
+        for step in range(1, 21):
+            values = {
+                "rl/reward/mean": 0.75 + place,
+                "rl/correct_fraction": 0.5 - 0.25 * place,
+                "rl/degenerate_group_fraction": 0.5,
+                "rl/grad_norm": 0.0 if place and step > 10 else 1.0,
+            }
+            log.log(values | ({"rl/kl": 0.0} if place else {}), step=step, num_steps=20)
+    html = page(arms)
+    assert cells(html, "dft")[-5:-3] == ["0.750", "0.500"]
+    assert cells(html, "pear")[-5:-3] == ["1.75", "0.250"]
+    titles = re.findall(r"<h3>(RL .*?)</h3>", html)
+    assert titles == ["RL reward", "RL correct answers", "RL degenerate groups", "RL gradient norm"]
+    drawn = html.partition("<h3>RL gradient norm</h3>")[2].partition("</svg>")[0]
+    assert 'class="run run-2"' in drawn
+    assert not re.findall(r' d="[^"]*(?:nan|inf)', drawn)

@@ -21,7 +21,7 @@ from pear_ray.reporting.outcome import (
 )
 from pear_ray.reporting.plot import running_mean
 from pear_ray.reporting.report import write_report
-from pear_ray.reporting.rl_figures import MAX_SYNC_GAPS
+from pear_ray.reporting.rl_health_figures import MAX_SYNC_GAPS
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -84,7 +84,7 @@ def test_the_page_is_one_file_without_network_or_script(html):
 
 def test_every_figure_has_a_drawing_and_one_caption(html):
     figures = re.findall(r"<figure>(.*?)</figure>", html, re.DOTALL)
-    assert len(figures) == 19
+    assert len(figures) == 22
     for figure in figures:
         assert figure.count("<figcaption>") == 1
         svg = re.search(r"<svg.*</svg>", figure, re.DOTALL).group()
@@ -182,7 +182,7 @@ def test_an_empty_folder_gives_a_page_that_says_what_is_missing(tmp_path):
         "evaluate/results.json: not there; run the stage `evaluate`",
         "collect/corpus: not there; run the stage `collect`",
         "sft/weight_samples.parquet: not there; run the stage `sft`",
-        "no figure of rl/reward/mean: stage `rl` has not logged it",
+        "no figures of RL: stage `rl` has not logged a step",
         "No completions to show",
         "No stage has finished.",
     ):

@@ -1,6 +1,7 @@
 """Weighted sums, outcomes apart from them, totals, and refusals: by hand."""
 
 import json
+import math
 
 import pytest
 from pydantic import ValidationError
@@ -97,6 +98,7 @@ def test_metrics_of_known_rewards() -> None:
     assert metrics == pytest.approx(
         {
             "reward/mean": 1.2 / 4,
+            "reward/std": math.sqrt((0.2**2 + 0.3**2 + 0.8**2 + 0.3**2) / 4),
             "reward/a/mean": 1 / 4,
             "reward/b/mean": 0.2 / 4,
             "correct_fraction": 1 / 4,

@@ -2,7 +2,8 @@ import pytest
 
 from pear_ray.telemetry.follow import Follower, ProgressState, StageState
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, MetricRecord, MetricsLog
-from pear_ray.telemetry.view import key_metric
+from pear_ray.telemetry.phase import PHASE_FILE, Phase
+from pear_ray.telemetry.view import key_metric, phase_words, step_line
 
 
 def metric(time, step, *, stage="rl", attempt=1, num_steps=10, **metrics):
@@ -138,6 +139,48 @@ def test_pass_at_k_is_shown_beside_the_key_metric():
     assert stage.pass_at_k == ("pass@2", 0.25)
     assert key_metric(stage) == "sft/weighted_loss 1.50, pass@2 0.250"
     assert folded(metric(0, 1, rl__loss=0.5)).stages["rl"].pass_at_k is None
+
+
+def test_a_line_of_rl_says_how_it_goes():
+    names = {
+        "rl/reward/mean": 0.35,
+        "rl/correct_fraction": 0.25,
+        "rl/degenerate_group_fraction": 0.5,
+        "rl/completion_length/mean": 41.3,
+        "rl/tokens_per_s": 1250.0,
+    }
+    for name in ("rl", "rl_train"):
+        stage = folded(MetricRecord(0, "demo", name, 1, 4, 10, names)).stages[name]
+        assert step_line(stage, 0) == (
+            f"{name} step 4/10, rl/reward/mean 0.350, correct 0.250, degenerate 0.500, "
+            "length 41.3, 1,250 tokens/s"
+        )
+
+
+def test_a_phase_is_the_running_attempts(tmp_path):
+    (tmp_path / "rl").mkdir()
+    log = folded(event(100.0, EventKind.STAGE_STARTED))
+    log.look_at_phases(tmp_path)
+    assert log.stages["rl"].phase is None
+    write = (tmp_path / "rl" / PHASE_FILE).write_text
+    for content, found in (
+        ('{"name": "train", "since": 99.0}', None),  # an earlier attempt's
+        ('{"name": "train", "since": 110.0}', Phase("train", 110.0)),
+        ('{"name": "tr', None),  # while it is being written
+        ("[]", None),
+        ('{"name": "sync", "since": 120.0}', Phase("sync", 120.0)),
+    ):
+        write(content)
+        log.look_at_phases(tmp_path)
+        assert log.stages["rl"].phase == found
+    log.fold(event(130.0, EventKind.STAGE_FINISHED))
+    log.look_at_phases(tmp_path)
+    assert log.stages["rl"].phase is None
+
+
+def test_how_long_a_phase_lasts_is_said_where_it_is_known():
+    assert phase_words(Phase("sample", 100.0), 112.0) == "in sample for 12 s"
+    assert phase_words(Phase("sample", 100.0), 90.0) == "in sample"  # left in it by a dead driver
 
 
 def test_warnings_are_kept_apart_and_forgotten_by_a_new_driver():

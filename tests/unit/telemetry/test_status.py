@@ -11,6 +11,7 @@ from rich.console import Console
 from pear_ray.errors import InputError
 from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, MetricsLog
+from pear_ray.telemetry.phase import PhaseWriter
 from pear_ray.telemetry.status import process_alive, render_status, run_health
 from pear_ray.telemetry.view import duration, number
 
@@ -84,6 +85,10 @@ def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
     log.event("stage_started", "")
     log.log({"rl/reward/mean": 0.5, "rl/tokens_per_s": 1234.0}, step=4, num_steps=40)
     log.event("warning", "mismatch [bold]gap[/bold]")
+    (tmp_path / "rl").mkdir()
+    said = PhaseWriter(tmp_path / "rl")
+    said.write("wake_trainer")
+    said.write("train")
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(render_status(tmp_path))
     text = console.export_text()
@@ -93,6 +98,7 @@ def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
         "4/40",
         "1,234",
         "rl/reward/mean 0.500",
+        "in train for 0 s",
         "[bold]gap[/bold]",
     ):
         assert part in text
