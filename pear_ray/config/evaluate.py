@@ -8,6 +8,8 @@ from pear_ray.config.base import Section
 from pear_ray.config.problems import ProblemSetConfig
 from pear_ray.config.rewards import RewardConfig
 
+MAIN_SUITE = "main"  # what the problems of `evaluate.problems` are called
+
 
 class EvaluateConfig(Section):
     """The evaluate stage: base model, SFT checkpoint and RL checkpoint on the same problems."""
@@ -16,7 +18,7 @@ class EvaluateConfig(Section):
     """Held-out problems; give them a seed of their own."""
     num_samples: Annotated[int, Field(gt=0)] = 8
     """Completions per problem."""
-    k: list[Annotated[int, Field(gt=0)]] = Field(default=[1, 8])
+    k: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)] = Field(default=[1, 8])
     """Which pass@k to report; each at most `num_samples`."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature."""

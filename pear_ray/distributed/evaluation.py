@@ -19,9 +19,10 @@ from pear_ray.engines.trainer import Trainer
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS, Sampling
 from pear_ray.engines.weights import MAX_GAP, load_checkpoint
 from pear_ray.records import Problem
-from pear_ray.tasks.judging import Judged, judge, summarise
+from pear_ray.tasks.judging import judge, summarise
 from pear_ray.tasks.problem_sets import evaluation_problems
 from pear_ray.tasks.reward_pool import RewardPool
+from pear_ray.tasks.sample_metrics import Judged
 
 if TYPE_CHECKING:
     from pear_ray.engines.vllm.engine import VllmEngine

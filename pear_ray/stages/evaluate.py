@@ -1,14 +1,13 @@
 """evaluate: pass@k of every checkpoint on the same held-out problems, with intervals."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.run_dir import write_json
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES, write_rows
-from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.evaluate import MAIN_SUITE, EvaluateConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.evaluation import evaluation_requests
@@ -17,8 +16,7 @@ from pear_ray.distributed.session import ray_session
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import resolve_model
 from pear_ray.engines.weights import MAX_GAP
-from pear_ray.records import Completion, Problem
-from pear_ray.tasks.judging import Judged, judge, summarise
+from pear_ray.tasks.judging import judge, sample_rows, summarise
 from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.telemetry.metrics_log import MetricsLog
 
@@ -56,7 +54,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             )
             seconds = time.monotonic() - started
             judged = judge(rewards, asked.problems, groups)
-            rows += _sample_rows(checkpoint, asked.problems, groups, judged)
+            rows += sample_rows(MAIN_SUITE, checkpoint, asked.problems, groups, judged)
             metrics = summarise(evaluate, judged, seed=config.seed)
             version = config.rl.num_steps if checkpoint == "rl" else 0
             results.append(
@@ -83,32 +81,6 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             "tokens": sum(row["num_tokens"] for row in rows),
         },
     )
-
-
-def _sample_rows(
-    checkpoint: str,
-    problems: Sequence[Problem],
-    groups: Sequence[Sequence[Completion]],
-    judged: Sequence[Sequence[Judged]],
-) -> list[dict[str, Any]]:
-    rows = []
-    for problem, group, verdicts in zip(problems, groups, judged, strict=True):
-        for index, (one, verdict) in enumerate(zip(group, verdicts, strict=True)):
-            rows.append(
-                {
-                    "checkpoint": checkpoint,
-                    "problem_id": problem.problem_id,
-                    "task": problem.task,
-                    "question": problem.question,
-                    "sample_index": index,
-                    "completion": one.text,
-                    "finish_reason": one.finish_reason.value,
-                    "reward_status": verdict.reward.status.value,
-                    "reward_value": verdict.reward.value,
-                    "num_tokens": verdict.num_tokens,
-                }
-            )
-    return rows
 
 
 def _settings(evaluate: EvaluateConfig, *, num_problems: int) -> dict[str, Any]:
