@@ -1,7 +1,7 @@
 """What a report says in words. It never claims more than the intervals carry."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pear_ray.reporting.load import CHECKPOINTS, Estimate, Evaluation
 
@@ -76,6 +76,41 @@ def change_sentence(name: str, before: tuple[str, Estimate], after: tuple[str, E
         )
     verb = "rose" if new.value > old.value else "fell"
     return f"{metric_words(name)} {verb} {numbers}: the intervals do not overlap."
+
+
+def suite_words(evaluation: Evaluation) -> str:
+    """What a suite's numbers are of."""
+    words = (
+        f"{evaluation.num_problems:,} held-out problems{problem_words(evaluation)}, "
+        f"{evaluation.num_samples} samples each, temperature {evaluation.temperature}, at most "
+        f"{evaluation.max_tokens} tokens"
+    )
+    rewards = evaluation.settings.get("rewards")
+    return f"{words}, verified by {rewards}" if rewards else words
+
+
+def problem_words(evaluation: Evaluation) -> str:
+    """` of chain_sum`, ` of hub:gsm8k`, ...; nothing where the results do not say."""
+    problems = evaluation.settings.get("problems") or {}
+    match problems.get("kind"):
+        case "games":
+            return f" of {', '.join(game['name'] for game in problems['games'])}"
+        case "file":
+            return f" of {problems['path']}"
+        case "hub":
+            return f" of hub:{problems['name']}"
+        case _:
+            return ""
+
+
+def verdicts(suites: Sequence[Evaluation]) -> list[str]:
+    """The run's outcome on every suite that holds a checkpoint; of several each is named."""
+    return [
+        f"{evaluation.suite}: {sentence}" if len(suites) > 1 else sentence
+        for evaluation in suites
+        if evaluation.checkpoints
+        for sentence in verdict(evaluation)
+    ]
 
 
 def verdict(evaluation: Evaluation) -> list[str]:

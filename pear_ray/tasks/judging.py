@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pear_ray.algorithms.pass_at_k import bootstrap_interval
-from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.evaluate import Suite
 from pear_ray.errors import RewardError
 from pear_ray.records import Completion, FinishReason, Problem, RewardStatus
 from pear_ray.tasks.reward_pool import RewardPool
@@ -43,19 +43,19 @@ def judge(
 
 
 def summarise(
-    evaluate: EvaluateConfig, groups: Sequence[Sequence[Judged]], *, seed: int
+    suite: Suite, groups: Sequence[Sequence[Judged]], *, seed: int
 ) -> dict[str, dict[str, float]]:
     """Each metric's value and interval (`value`, `low`, `high`) over problems.
 
     Errored rewards are left out of a problem's samples, never counted as wrong.
 
     Args:
-        evaluate: Which pass@k, and how sure intervals are to be.
+        suite: Which pass@k, and how sure intervals are to be.
         groups: The samples of each problem, in the problems' order.
         seed: Of the resampling.
 
     Raises:
-        RewardError: More rewards errored than `evaluate.rewards.max_errored_fraction`, or a problem
+        RewardError: More rewards errored than `rewards.max_errored_fraction`, or a problem
             has fewer judged samples than the largest k.
     """
     rewards = [one.reward for group in groups for one in group]
@@ -63,22 +63,20 @@ def summarise(
     check_errored(
         errored=len(errored),
         total=len(rewards),
-        limit=evaluate.rewards.max_errored_fraction,
-        key="evaluate.rewards",
+        limit=suite.rewards.max_errored_fraction,
+        key=f"{suite.key}.rewards",
         first=first_error(rewards),
     )
     num_verdicts = [sum(is_verdict(one.reward) for one in group) for group in groups]
-    too_few = [number for number in num_verdicts if number < max(evaluate.k)]
+    too_few = [number for number in num_verdicts if number < max(suite.k)]
     if too_few:
         raise RewardError(
-            f"{len(too_few)} problems have fewer than {max(evaluate.k)} judged samples; "
-            "raise evaluate.num_samples, or mend the verifier"
+            f"{len(too_few)} problems have fewer than {max(suite.k)} judged samples; "
+            f"raise {suite.key}.num_samples, or mend the verifier"
         )
-    values = problem_values(
-        groups, evaluate.rewards, k=evaluate.k, num_samples=evaluate.num_samples
-    )
+    values = problem_values(groups, suite.rewards, k=suite.k, num_samples=suite.num_samples)
     return {
-        name: _with_interval(each, confidence=evaluate.confidence, seed=seed)
+        name: _with_interval(each, confidence=suite.confidence, seed=seed)
         for name, each in values.items()
     }
 

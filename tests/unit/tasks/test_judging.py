@@ -2,7 +2,7 @@
 
 import pytest
 
-from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.evaluate import EvaluateConfig, suites_of
 from pear_ray.errors import RewardError
 from pear_ray.records import Reward, RewardStatus
 from pear_ray.tasks.judging import summarise
@@ -31,7 +31,7 @@ def evaluated(
         + [Judged(num_tokens=4, is_truncated=True, logprob_sum=-1.0, reward=group[-1])]
         for group in verdicts
     ]
-    return summarise(config, groups, seed=0)
+    return summarise(suites_of(config)[0], groups, seed=0)
 
 
 def test_pass_at_k_of_known_verdicts() -> None:

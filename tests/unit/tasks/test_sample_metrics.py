@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES, read_table, write_rows
-from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.evaluate import EvaluateConfig, suites_of
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.records import Completion, FinishReason, Problem, Reward, RewardStatus
 from pear_ray.tasks.components import load_verifier
@@ -85,7 +85,7 @@ def test_the_table_holds_all_that_the_metrics_are_made_of(tmp_path: Path) -> Non
     problems = [Problem(f"set/{n}", "set", "3 + 4 =", "{}") for n in range(len(SAMPLES))]
     groups, verdicts = zip(*map(judged, SAMPLES), strict=True)
     evaluate = config(k=(1, 2, 3, 5))
-    summary = summarise(evaluate, verdicts, seed=3)
+    summary = summarise(suites_of(evaluate)[0], verdicts, seed=3)
     path = tmp_path / "samples.parquet"
     write_rows(path, sample_rows("main", "rl", problems, groups, verdicts), EVALUATION_SAMPLES)
     rows = read_table(path, EVALUATION_SAMPLES).to_pylist()
