@@ -42,7 +42,7 @@ def main() -> None:
             goal("weight sync and canary, share of a GRPO step", sync, "fraction", GOAL_SYNC),
             goal("engine-trainer gap, mean over tokens, worst step", mean_gap, "nats", GOAL_GAP),
             goal("engine-trainer gap, worst token of any step", largest_gap, "nats", GOAL_GAP),
-            *(outcome(each) for each in results["checkpoints"]),
+            *(outcome(each) for each in results["suites"][0]["checkpoints"]),
         ],
     )
 

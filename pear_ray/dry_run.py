@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pear_ray import pipeline, preflight
 from pear_ray.artifacts.run_dir import check_owner, run_path
-from pear_ray.config.problems import FileProblems
+from pear_ray.config.evaluate import suites_of
+from pear_ray.config.problems import FileProblems, GameProblems, HubProblems
 from pear_ray.config.rewards import describe as describe_rewards
 from pear_ray.config.run import RunConfig, verified_sections
 from pear_ray.distributed.capacity import check_capacity, demand
@@ -83,7 +84,7 @@ def _stage_line(run_dir: Path, stage: pipeline.PlannedStage) -> str:
 
 
 def _batch_lines(config: RunConfig) -> Iterator[str]:
-    ranks, sft, rl, evaluate = config.cluster.num_trainers, config.sft, config.rl, config.evaluate
+    ranks, sft, rl = config.cluster.num_trainers, config.sft, config.rl
     size = sft.global_batch_size
     yield (
         f"  sft       {size} sequences per step = {ranks} ranks x {size // ranks}, "
@@ -95,22 +96,27 @@ def _batch_lines(config: RunConfig) -> Iterator[str]:
         f"per step = {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
         f"{prompts * rl.group_size * rl.num_steps} rollouts"
     )
-    problems, samples = num_problems(evaluate.problems), evaluate.num_samples
-    yield (
-        f"  evaluate  {problems} problems x {samples} samples x 3 checkpoints = "
-        f"{problems * samples * 3}"
-    )
+    suites = suites_of(config.evaluate)
+    for suite in suites:
+        problems, samples = num_problems(suite.problems), suite.num_samples
+        name = f"{suite.name}: " if len(suites) > 1 else ""
+        yield (
+            f"  evaluate  {name}{problems} problems x {samples} samples x 3 checkpoints = "
+            f"{problems * samples * 3}"
+        )
 
 
 def _reward_lines(config: RunConfig) -> Iterator[str]:
     """Where each stage's problems come from, and what verifies them."""
     for stage, each in verified_sections(config).items():
         problems, rewards = each.problems, each.rewards
-        source = (
-            problems.path
-            if isinstance(problems, FileProblems)
-            else ", ".join(game.name for game in problems.games)
-        )
+        match problems:
+            case GameProblems():
+                source = ", ".join(game.name for game in problems.games)
+            case FileProblems():
+                source = problems.path
+            case HubProblems():
+                source = f"hub:{problems.name}"
         terms = describe_rewards(rewards)
         yield f"  {stage:<9} {num_problems(problems)} problems of {source}: {terms}"
     if words := describe_band(config.rl):

@@ -14,6 +14,7 @@ from pear_ray import preflight
 from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.config.corpus import DatasetCorpus
+from pear_ray.config.evaluate import suites_of
 from pear_ray.config.run import RunConfig, dump_run
 from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
@@ -103,14 +104,10 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
     problems = content_of(config.rl.problems) | rates_content(config.rl)
     add("rl", [tree["rl"], group], sft=found["sft"], **problems)
-    evaluated = content_of(config.evaluate.problems)
-    add(
-        "evaluate",
-        [tree["evaluate"], engine, config.seed],
-        sft=found["sft"],
-        rl=found["rl"],
-        **evaluated,
-    )
+    # A run without suites is what it was before there were any.
+    settings = {key: each for key, each in tree["evaluate"].items() if key != "suites" or each}
+    suites = _suite_contents(config)
+    add("evaluate", [settings, engine, config.seed], sft=found["sft"], rl=found["rl"], **suites)
     add("report", tree["name"], **found)
     add(
         "diagnose",
@@ -121,6 +118,15 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     ready = [tree["ready"], replay.starting_settings(config), group]
     add("ready", ready, sft=found["sft"], policy=models.policy_fingerprint, **problems)
     return found
+
+
+def _suite_contents(config: RunConfig) -> dict[str, str]:
+    """What the identity of the evaluation says of its problems' content."""
+    return {
+        key if suite.key == "evaluate" else f"{key} of {suite.name}": content
+        for suite in suites_of(config.evaluate)
+        for key, content in content_of(suite.problems).items()
+    }
 
 
 def plan(

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pear_ray.artifacts.rollouts import read_groups, saved_steps
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus
+from pear_ray.config.evaluate import suites_of
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.parts import find_parts
@@ -156,7 +157,8 @@ def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> 
         if lengths[longest] + max_tokens > config.models.max_model_len:
             raise InputError(
                 f"{key}: problem {problems[longest].problem_id} has a prompt of {lengths[longest]} "
-                f"tokens, and with {key.split('.')[0]}.max_tokens={max_tokens} that is more than "
+                f"tokens, and with {key.removesuffix('.problems')}.max_tokens={max_tokens} that "
+                "is more than "
                 f"models.max_model_len={config.models.max_model_len}; raise it (the model allows "
                 f"{max_positions(policy)}), lower max_tokens, or make the problems easier"
             )
@@ -197,13 +199,13 @@ def _check_rewards(key: str, problems: list[Problem], rewards: RewardConfig) -> 
         check_math_installed()
     if "function" in kinds:  # importing it here would run the user's module in this process
         with RewardPool(rewards.model_copy(update={"num_processes": 1})) as pool:
-            _naming(f"{key.split('.', maxsplit=1)[0]}.rewards", pool.wait_until_ready)
+            _naming(f"{key.removesuffix('.problems')}.rewards", pool.wait_until_ready)
 
 
 def _problem_sets(
     config: RunConfig, stages: Collection[str]
 ) -> Iterator[tuple[str, list[Problem], int, RewardConfig]]:
-    corpus, rl, evaluate = config.corpus, config.rl, config.evaluate
+    corpus, rl, suites = config.corpus, config.rl, suites_of(config.evaluate)
     if "collect" in stages and isinstance(corpus, SampledCorpus):
         made = _naming("corpus.problems", lambda: make_problems(corpus.problems))
         yield "corpus.problems", made, corpus.max_tokens, corpus.rewards
@@ -211,15 +213,19 @@ def _problem_sets(
         made = _naming("rl.problems", lambda: training_problems(rl))
         yield "rl.problems", made, rl.max_tokens, rl.rewards
     wanted = [each.pass_at_k for each in (rl, config.sft) if each.pass_at_k is not None]
-    if "evaluate" in stages or wanted:
-        made = _naming("evaluate.problems", lambda: evaluation_problems(config))
+    if "evaluate" not in stages:
+        suites = suites[:1] if wanted else []  # what is asked while a stage trains
+    sets = evaluation_problems(config, suites)
+    for place, suite in enumerate(suites):
+        key = f"{suite.key}.problems"
+        made = _naming(key, lambda: next(sets))
         most = max((each.num_problems or 0 for each in wanted), default=0)
-        if most > len(made):
+        if place == 0 and most > len(made):
             raise ConfigError(
                 f"pass_at_k.num_problems={most} wants more than the {len(made)} problems of "
-                "evaluate.problems; lower it, or leave it out for all"
+                f"{key}; lower it, or leave it out for all"
             )
-        yield "evaluate.problems", made, evaluate.max_tokens, evaluate.rewards
+        yield key, made, suite.max_tokens, suite.rewards
 
 
 def _naming(key: str, resolve: Callable[[], T]) -> T:

@@ -50,12 +50,15 @@ class Reward:
         value: What is learned from: the weighted sum of the components.
         detail: Why, for people.
         components: Each component's own value, by its name; nothing where no sum was made.
+        answer: What was extracted, in the verifier's normal form; None where nothing was, or where
+            the verifier extracts nothing. Votes are by it. No part of what makes verdicts equal.
     """
 
     status: RewardStatus
     value: float
     detail: str = ""
     components: Mapping[str, float] = field(default_factory=dict)
+    answer: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

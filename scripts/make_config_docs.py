@@ -65,7 +65,7 @@ def section_lines(prefixes: list[str], section: type[BaseModel]) -> Iterator[str
     """A heading, the section's own sentence, and a table of its fields."""
     kind = section.model_fields.get("kind")
     choice = f" with `kind: {get_args(kind.annotation)[0]}`" if kind else ""
-    keys = ", ".join(f"`{prefix}`" for prefix in prefixes)
+    keys = ", ".join(f"`{prefix}`" for prefix in dict.fromkeys(prefixes))
     yield f"## {keys}{choice}" if prefixes != [""] else "## The run"
     yield ""
     yield (section.__doc__ or "").strip()
@@ -158,7 +158,8 @@ def default_of(field: FieldInfo) -> str:
     if isinstance(value, list) and all(isinstance(item, BaseModel) for item in value):
         kinds = ", ".join(f"{{kind: {item.model_dump()['kind']}}}" for item in value)
         return f"`[{kinds}]`"
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    words = value.replace("\n", "\\n") if isinstance(value, str) else json.dumps(value)
+    return f"`{words}`"
 
 
 if __name__ == "__main__":

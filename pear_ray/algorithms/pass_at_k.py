@@ -59,15 +59,19 @@ def maj_at_n(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> flo
             f"{len(answers)} answers and {len(correct)} verdicts; pass one verdict per answer and "
             "at least one of each"
         )
-    votes = Counter(answer for answer in answers if answer is not None)
-    most = max(votes.values(), default=0)
+    winners = majority(answers)
     # Tied answers have equally many samples: the mean over samples is that over answers.
     verdicts = [
-        verdict
-        for answer, verdict in zip(answers, correct, strict=True)
-        if answer is not None and votes[answer] == most
+        verdict for answer, verdict in zip(answers, correct, strict=True) if answer in winners
     ]
     return sum(verdicts) / len(verdicts) if verdicts else 0.0
+
+
+def majority(answers: Sequence[Hashable | None]) -> set[Hashable]:
+    """The answers with most votes: several where they are tied, none where nobody has a vote."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    most = max(votes.values(), default=0)
+    return {answer for answer, count in votes.items() if count == most}
 
 
 def bootstrap_interval(

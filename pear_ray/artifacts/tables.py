@@ -76,8 +76,11 @@ WEIGHT_SAMPLES = pa.schema(
         pa.field("weight", pa.float32(), nullable=False),
     ]
 )
+# All that the metrics of `results.json` are computed from. `answer` is what votes in maj@n;
+# `logprob_sum` is over the completion's tokens, at the sampling temperature.
 EVALUATION_SAMPLES = pa.schema(
     [
+        pa.field("suite", pa.string(), nullable=False),
         pa.field("checkpoint", pa.string(), nullable=False),
         pa.field("problem_id", pa.string(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
@@ -86,8 +89,11 @@ EVALUATION_SAMPLES = pa.schema(
         pa.field("completion", pa.string(), nullable=False),
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("reward_status", pa.string(), nullable=False),
-        pa.field("reward_value", pa.float32(), nullable=False),
+        pa.field("reward_value", pa.float64(), nullable=False),
+        pa.field("reward_components", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("answer", pa.string()),
         pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("logprob_sum", pa.float64(), nullable=False),
     ]
 )
 # `step` counts from 1; `group` is the problem's place in the step, `entry` the verifier's record of

@@ -1,5 +1,6 @@
-"""Where prompts with verifiable answers come from: games, or a file of the user's own."""
+"""Where prompts with verifiable answers come from: games, a file of one's own, or the hub."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator
@@ -7,6 +8,9 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator
 from pear_ray.config.base import Section
 
 PROMPT_MARK = "{prompt}"
+# What Qwen2.5-Math's authors evaluate with; math-verify looks into the box.
+BOXED_TEMPLATE = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}."
+HUB_SETS = ("gsm8k", "math-500", "aime-2024", "aime-2025")
 
 
 class GameConfig(Section):
@@ -69,9 +73,54 @@ class FileProblems(Section):
     @field_validator("prompt_template")
     @classmethod
     def _has_the_prompt(cls, template: str) -> str:
-        if PROMPT_MARK not in template:
-            raise ValueError(f"{template!r} has no {PROMPT_MARK}, so that all prompts are the same")
-        return template
+        return with_prompt_mark(template)
+
+
+class HubProblems(Section):
+    """Problems of a dataset on the hub, in its order."""
+
+    kind: Literal["hub"]
+    name: str
+    """`gsm8k`, `math-500`, `aime-2024` or `aime-2025`, of which dataset, split and columns are
+    known, or any dataset as USER/NAME."""
+    configuration: str | None = None
+    """Which of the dataset's configurations. None: the known one, or the only one."""
+    split: str | None = None
+    """Which split. None: the one that is evaluated on, `test` where nothing is known."""
+    columns: ProblemColumns | None = None
+    """What the dataset calls its columns. None: the known names, or the defaults."""
+    prompt_template: str = BOXED_TEMPLATE
+    """The user's turn, with `{prompt}` where the column's text goes: say there how to answer."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Problems left out at the beginning."""
+    size: Annotated[int, Field(gt=0)] | None = None
+    """How many problems. None: all that are left."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if name not in HUB_SETS and not re.fullmatch(r"[\w.-]+/[\w.-]+", name, flags=re.ASCII):
+            raise ValueError(
+                f"{name!r} is no known set ({', '.join(HUB_SETS)}) and names no dataset of the "
+                "hub as USER/NAME"
+            )
+        return name
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _has_the_prompt(cls, template: str) -> str:
+        return with_prompt_mark(template)
+
+
+def with_prompt_mark(template: str) -> str:
+    """`template`, which says where the prompt goes.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if PROMPT_MARK not in template:
+        raise ValueError(f"{template!r} has no {PROMPT_MARK}, so that all prompts are the same")
+    return template
 
 
 def _kind(value: Any) -> str | None:
@@ -79,14 +128,17 @@ def _kind(value: Any) -> str | None:
     if isinstance(value, dict):
         found = value.get("kind", "games")
         return f"kind={found}" if isinstance(found, str) else None
-    return f"kind={value.kind}" if isinstance(value, GameProblems | FileProblems) else None
+    known = GameProblems | FileProblems | HubProblems
+    return f"kind={value.kind}" if isinstance(value, known) else None
 
 
 ProblemSetConfig = Annotated[
-    Annotated[GameProblems, Tag("kind=games")] | Annotated[FileProblems, Tag("kind=file")],
+    Annotated[GameProblems, Tag("kind=games")]
+    | Annotated[FileProblems, Tag("kind=file")]
+    | Annotated[HubProblems, Tag("kind=hub")],
     Discriminator(
         _kind,
         custom_error_type="problem_set_kind",
-        custom_error_message="kind of a problem set is `games` or `file`",
+        custom_error_message="kind of a problem set is `games`, `file` or `hub`",
     ),
 ]

@@ -187,6 +187,16 @@ def wants_answer(component: ComponentConfig) -> bool:
     return component.kind in ("exact", "math")
 
 
+def extracts_answer(component: ComponentConfig) -> bool:
+    """Whether the component says which answer it judged. A function's own code decides that."""
+    return component.kind == "game" or wants_answer(component)
+
+
+def is_format_term(component: ComponentConfig) -> bool:
+    """Whether the component judges the form of a completion, and not its answer."""
+    return component.kind == "regex" and component.compare == "match"
+
+
 def describe(rewards: RewardConfig) -> str:
     """The components in words, as `--dry-run` shows them."""
     parts = [

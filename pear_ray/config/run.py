@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from pear_ray.config.backends import PARAMETERS_SPLIT
 from pear_ray.config.base import Section
 from pear_ray.config.corpus import CorpusConfig, SampledCorpus, ScoreConfig
-from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.evaluate import EvaluateConfig, Suite, suites_of
 from pear_ray.config.explain import explain
 from pear_ray.config.ready import ReadyConfig
 from pear_ray.config.rl import RlConfig
@@ -19,6 +19,9 @@ from pear_ray.config.sections import ClusterConfig, ModelsConfig, TelemetryConfi
 from pear_ray.config.sft import SftConfig
 from pear_ray.config.yaml12 import YamlError, parse
 from pear_ray.errors import ConfigError
+
+# What problems are of, and a verifier that fits them.
+_NOT_GAMES = {"file": ("a file", "exact"), "hub": ("the hub", "math")}
 
 
 class RunConfig(Section):
@@ -170,42 +173,45 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _enough_samples(self) -> "RunConfig":
-        largest = max(self.evaluate.k, default=0)
-        if largest > self.evaluate.num_samples:
-            raise ValueError(
-                f"evaluate.k={largest} needs at least that many samples, but "
-                f"evaluate.num_samples={self.evaluate.num_samples}; raise it or drop that k"
-            )
+        for suite in suites_of(self.evaluate):
+            largest = max(suite.k)
+            if largest > suite.num_samples:
+                raise ValueError(
+                    f"{suite.key}.k={largest} needs at least that many samples, but "
+                    f"{suite.key}.num_samples={suite.num_samples}; raise it or drop that k"
+                )
         return self
 
     @model_validator(mode="after")
     def _games_have_their_verifier(self) -> "RunConfig":
         for stage, each in verified_sections(self).items():
             kinds = [component.kind for component in each.rewards.components]
-            if each.problems.kind == "file" and "game" in kinds:
+            if each.problems.kind != "games" and "game" in kinds:
+                source, other = _NOT_GAMES[each.problems.kind]
                 raise ValueError(
-                    f"{stage}.problems are of a file, and {stage}.rewards.components has kind "
+                    f"{stage}.problems are of {source}, and {stage}.rewards.components has kind "
                     "game, which verifies games alone; name another, e.g. "
-                    f"{stage}.rewards.components=[{{kind: exact}}]"
+                    f"{stage}.rewards.components=[{{kind: {other}}}]"
                 )
         return self
 
     @model_validator(mode="after")
     def _enough_problems(self) -> "RunConfig":
-        size = self.evaluate.problems.size
+        main = suites_of(self.evaluate)[0]
+        size = main.problems.size
         for stage, settings in (("sft", self.sft.pass_at_k), ("rl", self.rl.pass_at_k)):
             if size and settings is not None and (settings.num_problems or 0) > size:
                 raise ValueError(
                     f"{stage}.pass_at_k.num_problems={settings.num_problems} wants more than the "
-                    f"evaluate.problems.size={size} there are; lower it, or leave it out for all"
+                    f"{main.key}.problems.size={size} there are; lower it, or leave it out for all"
                 )
         return self
 
 
-def verified_sections(config: RunConfig) -> dict[str, SampledCorpus | RlConfig | EvaluateConfig]:
+def verified_sections(config: RunConfig) -> dict[str, SampledCorpus | RlConfig | Suite]:
     """The sections with problems and rewards, by key."""
     sampled = {"corpus": config.corpus} if isinstance(config.corpus, SampledCorpus) else {}
-    return {**sampled, "rl": config.rl, "evaluate": config.evaluate}
+    return {**sampled, "rl": config.rl} | {each.key: each for each in suites_of(config.evaluate)}
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

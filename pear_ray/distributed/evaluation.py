@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from pear_ray.config.evaluate import PassAtKConfig
+from pear_ray.config.evaluate import PassAtKConfig, Suite, suites_of
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.train_group import export
@@ -19,9 +19,10 @@ from pear_ray.engines.trainer import Trainer
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS, Sampling
 from pear_ray.engines.weights import MAX_GAP, load_checkpoint
 from pear_ray.records import Problem
-from pear_ray.tasks.judging import Judged, judge, summarise
+from pear_ray.tasks.judging import judge, summarise
 from pear_ray.tasks.problem_sets import evaluation_problems
 from pear_ray.tasks.reward_pool import RewardPool
+from pear_ray.tasks.sample_metrics import Judged
 
 if TYPE_CHECKING:
     from pear_ray.engines.vllm.engine import VllmEngine
@@ -29,16 +30,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requests:
-    """What every checkpoint is asked: problems, with prompt ids and sampling of each.
+    """What every checkpoint is asked of a suite: problems, with prompt ids and sampling of each.
 
     Attributes:
-        problems_per_call: What an engine is given at once; the `evaluate` section alone decides.
+        first_prompt: The first problem's prompt as text, as the chat template writes it.
+        problems_per_call: What an engine is given at once; the suite alone decides.
             Where rounding depends on what shares a batch, calls cut by the number of engines would
             let that number decide tokens.
     """
 
+    suite: Suite
     problems: list[Problem]
     prompts: list[list[int]]
+    first_prompt: str
     sampling: list[Sampling]
     problems_per_call: int
 
@@ -48,30 +52,52 @@ class Requests:
         return [slice(begin, begin + size) for begin in range(0, len(self.problems), size)]
 
 
-def evaluation_requests(
-    config: RunConfig, chat: ChatTokenizer, *, num_problems: int | None = None
-) -> Requests:
-    """The requests of the `evaluate` section, or those of its first `num_problems` problems.
+def evaluation_requests(config: RunConfig, chat: ChatTokenizer) -> list[Requests]:
+    """The requests of every suite, in order.
 
     Raises:
         ConfigError: The games cannot give that many problems.
-        InputError: A file's problems cannot be used.
+        InputError: A suite's problems cannot be used.
     """
-    evaluate = config.evaluate
-    problems = evaluation_problems(config)[:num_problems]
+    suites = suites_of(config.evaluate)
+    return [
+        _requests(config, chat, suite, problems)
+        for suite, problems in zip(suites, evaluation_problems(config, suites), strict=True)
+    ]
+
+
+def first_requests(
+    config: RunConfig, chat: ChatTokenizer, *, num_problems: int | None = None
+) -> Requests:
+    """The requests of the first suite, or those of its first `num_problems` problems.
+
+    Raises:
+        ConfigError: The games cannot give that many problems.
+        InputError: The suite's problems cannot be used.
+    """
+    suite = suites_of(config.evaluate)[0]
+    (problems,) = evaluation_problems(config, [suite])
+    return _requests(config, chat, suite, problems[:num_problems])
+
+
+def _requests(
+    config: RunConfig, chat: ChatTokenizer, suite: Suite, problems: list[Problem]
+) -> Requests:
     return Requests(
+        suite=suite,
         problems=problems,
         prompts=[chat.prompt_ids(problem.question) for problem in problems],
+        first_prompt=chat.prompt_text(problems[0].question),
         sampling=[
             Sampling(
-                num_samples=evaluate.num_samples,
-                temperature=evaluate.temperature,
-                max_tokens=evaluate.max_tokens,
+                num_samples=suite.num_samples,
+                temperature=suite.temperature,
+                max_tokens=suite.max_tokens,
                 seed=config.seed * 1_000_003 + index,
             )
             for index in range(len(problems))
         ],
-        problems_per_call=max(1, MAX_NUM_SEQS // evaluate.num_samples),  # fills an engine
+        problems_per_call=max(1, MAX_NUM_SEQS // suite.num_samples),  # fills an engine
     )
 
 
@@ -90,10 +116,10 @@ class TrainingEvaluation:
         engine: "VllmEngine",
         stage_dir: Path,
     ) -> None:
-        self._pool = RewardPool(config.evaluate.rewards)
         self._config, self._settings = config, settings
         self._chat, self._engine, self._stage_dir = chat, engine, stage_dir
-        self._requests = evaluation_requests(config, chat, num_problems=settings.num_problems)
+        self._requests = first_requests(config, chat, num_problems=settings.num_problems)
+        self._pool = RewardPool(self._requests.suite.rewards)
 
     def is_due(self, step: int, *, num_steps: int) -> bool:
         """Whether the weights after `step` optimizer steps are to be evaluated."""
@@ -146,7 +172,7 @@ class TrainingEvaluation:
         answered = {begin: groups for share in gathered for begin, groups in share.items()}
         groups = [group for begin in sorted(answered) for group in answered[begin]]
         # Every rank sums up, so that every rank raises what is wrong.
-        summary = summarise(self._config.evaluate, groups, seed=self._config.seed)
+        summary = summarise(self._requests.suite, groups, seed=self._config.seed)
         return _named(f"{self._stage_dir.name}/eval", summary) | {
             "time/eval_s": time.perf_counter() - begun
         }

@@ -87,8 +87,11 @@ class ChatTokenizer:
 
     def prompt_ids(self, question: str) -> list[int]:
         """Ids of a chat that asks `question`, up to where the assistant's answer begins."""
-        text = self._render([{"role": "user", "content": question}], answer_begins=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.prompt_text(question), add_special_tokens=False)["input_ids"]
+
+    def prompt_text(self, question: str) -> str:
+        """The chat that asks `question`, as text, up to where the assistant's answer begins."""
+        return self._render([{"role": "user", "content": question}], answer_begins=True)
 
     def answer_ending(self) -> str:
         """What the template writes behind an answer, as text: how a policy learns to end one."""

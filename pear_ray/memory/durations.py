@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from pear_ray.config.corpus import SampledCorpus
+from pear_ray.config.evaluate import suites_of
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import needs_initial_policy
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
@@ -76,7 +77,7 @@ def plan_durations(
 ) -> list[Duration]:
     """The time of every stage that computes with a model, in the run's order."""
     largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
-    corpus, evaluate, cluster = config.corpus, config.evaluate, config.cluster
+    corpus, cluster = config.corpus, config.cluster
     policy, rows = models.policy, num_rows(config, workload)
     decode = _Decoding(config, pace, workload)
     phases: dict[str, list[Part]] = {}
@@ -91,12 +92,16 @@ def plan_durations(
     ]
     phases["sft"] = _sft(config, policy, rows, workload, pace)
     phases["rl"] = _rl(config, policy, decode, workload, pace)
-    phases["evaluate"] = decode.parts(
-        policy,
-        NUM_CHECKPOINTS * num_problems(evaluate.problems) * evaluate.num_samples,
-        evaluate.max_tokens,
-        engines=cluster.num_samplers,
-    )
+    phases["evaluate"] = [
+        part
+        for suite in suites_of(config.evaluate)
+        for part in decode.parts(
+            policy,
+            NUM_CHECKPOINTS * num_problems(suite.problems) * suite.num_samples,
+            suite.max_tokens,
+            engines=cluster.num_samplers,
+        )
+    ]
     on_cpu = cluster.device == "cpu"
     return [
         Duration(phase=name, parts=(*parts, *([_start(name)] if on_cpu else [])))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pear_ray.config.corpus import SampledCorpus
+from pear_ray.config.evaluate import distinct_rewards, suites_of
 from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
@@ -134,7 +135,11 @@ def _evaluate(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
         moment("loading a checkpoint", resident, _loaded_checkpoint(engine)),
         *beside(engine_sampling(engine), resident),
     )
-    return _engine_phase("evaluate", config, engine, memory, moments, config.evaluate.rewards)
+    # Suites that are verified alike share their processes.
+    pools = distinct_rewards(config.evaluate)
+    num_processes = sum(each.num_processes for each in pools)
+    rewards = pools[0].model_copy(update={"num_processes": num_processes})
+    return _engine_phase("evaluate", config, engine, memory, moments, rewards)
 
 
 def _loaded_checkpoint(engine: EnginePlan) -> list[Item]:
@@ -200,7 +205,7 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         engine = _engine(config, shape, memory)
         between = trainer_state(trainer, gradients=False)
         loading = moment("loading weights to evaluate", between, _loaded_checkpoint(engine))
-        verifiers = _verifiers(config, "evaluate", config.evaluate.rewards)
+        verifiers = _verifiers(config, "evaluate", suites_of(config.evaluate)[0].rewards)
         return _colocated("sft", config, memory, trainer, engine, [loading], verifiers, notes)
     return Phase(
         name="sft",
@@ -235,7 +240,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
     verifiers = _verifiers(config, "rl", config.rl.rewards)
     if config.rl.pass_at_k is not None:
         num_rows = max(num_rows, MAX_NUM_SEQS)  # a call of the evaluation fills the engine
-        verifiers += _verifiers(config, "evaluate", config.evaluate.rewards)
+        verifiers += _verifiers(config, "evaluate", suites_of(config.evaluate)[0].rewards)
     engine = _engine(
         config,
         shape,

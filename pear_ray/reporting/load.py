@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pear_ray.artifacts.manifest import Manifest, read_manifest
 from pear_ray.artifacts.rollouts import FOLDER as ROLLOUTS
+from pear_ray.config.evaluate import MAIN_SUITE
 from pear_ray.config.run import RunConfig, load_run
 from pear_ray.errors import ArtifactError, ConfigError, InputError
 from pear_ray.records import STAGES
@@ -44,8 +45,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`evaluate/results.json`: per checkpoint, estimates by metric name."""
+    """A suite of `evaluate/results.json`: per checkpoint, estimates by metric name.
 
+    Attributes:
+        settings: All that the numbers are of, as it stands in the file.
+    """
+
+    suite: str
+    settings: dict[str, Any]
     num_problems: int
     num_samples: int
     temperature: float
@@ -84,7 +91,7 @@ class RunData:
     manifests: dict[str, Manifest]
     corpus: CorpusLengths | None
     weights: WeightSamples | None
-    evaluation: Evaluation | None
+    suites: list[Evaluation]
     samples_path: Path | None
     rollouts_path: Path
     missing: dict[str, str]
@@ -140,7 +147,7 @@ def load_run_data(run_dir: Path) -> RunData:
         manifests={stage: manifest for stage, manifest in manifests.items() if manifest},
         corpus=attempt("corpus", lambda: _load_corpus(run_dir)),
         weights=attempt("weights", lambda: _load_weights(run_dir / "sft")),
-        evaluation=attempt("evaluation", lambda: load_evaluation(run_dir / "evaluate")),
+        suites=attempt("evaluation", lambda: load_suites(run_dir / "evaluate")) or [],
         samples_path=samples_path if samples_path.exists() else None,
         rollouts_path=run_dir / "rl" / ROLLOUTS,
         missing=missing,
@@ -197,8 +204,10 @@ def _load_weights(sft_dir: Path) -> WeightSamples:
     )
 
 
-def load_evaluation(evaluate_dir: Path) -> Evaluation:
-    """The results in `evaluate_dir`.
+def load_suites(evaluate_dir: Path) -> list[Evaluation]:
+    """The results in `evaluate_dir`, suite by suite.
+
+    Results from before there were suites are those of one: a finished run is not made again for it.
 
     Raises:
         ArtifactError: They are not there, or not of this version.
@@ -206,20 +215,25 @@ def load_evaluation(evaluate_dir: Path) -> Evaluation:
     path = evaluate_dir / "results.json"
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Evaluation(
-            num_problems=tree["num_problems"],
-            num_samples=tree["num_samples"],
-            temperature=tree["temperature"],
-            max_tokens=tree["max_tokens"],
-            confidence=tree["confidence"],
-            checkpoints={
-                row["checkpoint"]: {
-                    name: Estimate(value=e["value"], low=e["low"], high=e["high"])
-                    for name, e in row["metrics"].items()
-                }
-                for row in tree["checkpoints"]
-            },
-        )
+        return [
+            Evaluation(
+                suite=suite.get("name", MAIN_SUITE),
+                settings={key: each for key, each in suite.items() if key != "checkpoints"},
+                num_problems=suite["num_problems"],
+                num_samples=suite["num_samples"],
+                temperature=suite["temperature"],
+                max_tokens=suite["max_tokens"],
+                confidence=tree["confidence"],
+                checkpoints={
+                    row["checkpoint"]: {
+                        name: Estimate(value=e["value"], low=e["low"], high=e["high"])
+                        for name, e in row["metrics"].items()
+                    }
+                    for row in suite["checkpoints"]
+                },
+            )
+            for suite in tree.get("suites", [tree])
+        ]
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: not there; run the stage `evaluate`") from error
     except (ValueError, KeyError, TypeError) as error:

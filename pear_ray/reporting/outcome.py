@@ -54,8 +54,8 @@ class ExampleProblem:
     samples: list[Sample]
 
 
-def pass_at_k(evaluation: Evaluation) -> Chart:
-    """pass@k of every checkpoint with its interval."""
+def pass_at_k(evaluation: Evaluation, *, named: bool) -> Chart:
+    """pass@k of every checkpoint with its interval, `named` by its suite where there are more."""
     done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
     metrics = pass_at_k_names(evaluation.checkpoints[done[-1]])
     figure, axes = new_axes(x_label="", y_label="fraction of problems", wide=True)
@@ -86,7 +86,9 @@ def pass_at_k(evaluation: Evaluation) -> Chart:
         f"span the {100 * evaluation.confidence:g} % interval over problems: only where whiskers "
         "do not overlap does this evaluation tell two checkpoints apart."
     )
-    return chart(figure, title="pass@k before and after each stage", caption=caption)
+    title = "pass@k before and after each stage"
+    title = f"{title}: {evaluation.suite}" if named else title
+    return chart(figure, title=title, caption=caption)
 
 
 def evaluated_while_training(data: RunData, stage: str) -> list[str]:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.load import CHECKPOINTS, RunData, load_run_data
+from pear_ray.reporting.load import CHECKPOINTS, Evaluation, RunData, load_run_data
 from pear_ray.reporting.outcome import example_problems
 from pear_ray.reporting.page import Table, render_page, write_page
 from pear_ray.reporting.rollouts.page import ShownStep, shown_steps
@@ -13,8 +13,9 @@ from pear_ray.reporting.words import (
     CHECKPOINT_WORDS,
     estimate_words,
     metric_words,
+    suite_words,
     summary_order,
-    verdict,
+    verdicts,
 )
 from pear_ray.telemetry.view import duration
 
@@ -35,18 +36,15 @@ def write_report(run_dir: Path, out_path: Path) -> None:
 
 def render_report(data: RunData) -> str:
     """The page as HTML; everything that comes from the run is escaped."""
-    evaluation = data.evaluation
     steps, no_steps = _rollouts(data)
-    sentences = verdict(evaluation) if evaluation and evaluation.checkpoints else []
     return render_page(
         _TEMPLATE,
         name=data.name,
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         facts=_facts(data),
-        verdict=sentences,
+        verdict=verdicts(data.suites),
         no_verdict=data.missing.get("evaluation", "the evaluation holds no checkpoint"),
-        evaluation=evaluation,
-        summary=_summary(data),
+        suites=[(each, suite_words(each), _summary(each)) for each in data.suites],
         sections=build_sections(data),
         steps=steps,
         no_steps=no_steps,
@@ -92,11 +90,8 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     ]
 
 
-def _summary(data: RunData) -> Table:
+def _summary(evaluation: Evaluation) -> Table:
     """One row per checkpoint, one column per metric."""
-    evaluation = data.evaluation
-    if evaluation is None:
-        return Table([], [])
     done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
     names = summary_order({m for name in done for m in evaluation.checkpoints[name]})
     rows = []

@@ -66,8 +66,8 @@ def build_sections(data: RunData) -> list[Section]:
 
 def _outcome(data: RunData) -> Section:
     section = Section("outcome", "Outcome")
-    if data.evaluation and data.evaluation.checkpoints:
-        section.wide.append(outcome.pass_at_k(data.evaluation))
+    evaluated = [each for each in data.suites if each.checkpoints]
+    section.wide += [outcome.pass_at_k(each, named=len(evaluated) > 1) for each in evaluated]
     return section
 
 

@@ -1,22 +1,31 @@
 """What a report says in words. It never claims more than the intervals carry."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from pear_ray.reporting.load import CHECKPOINTS, Estimate, Evaluation
 
 CHECKPOINT_WORDS = {"base": "base model", "sft": "after SFT", "rl": "after RL"}
 _METRIC_WORDS = {
+    "tied_fraction": "majority tied",
     "mean_length": "mean length (tokens)",
     "truncated_fraction": "truncated",
+    "entropy": "entropy (nats per token)",
+    "format_fraction": "in form",
+    "reward/mean": "reward",
     "errored_fraction": "reward errored",
 }
-_FRACTIONS = {"truncated_fraction", "errored_fraction"}
+_FRACTIONS = {"tied_fraction", "truncated_fraction", "format_fraction", "errored_fraction"}
+_AT = re.compile(r"(pass|mean|maj)_at_(\d+)")
+_COMPONENT = re.compile(r"reward/(.+)/mean")
 
 
 def metric_words(name: str) -> str:
     """`pass_at_8` as `pass@8`; the other metrics in plain words."""
-    if name.startswith("pass_at_"):
-        return f"pass@{name.removeprefix('pass_at_')}"
+    if at := _AT.fullmatch(name):
+        return f"{at[1]}@{at[2]}"
+    if component := _COMPONENT.fullmatch(name):
+        return f"reward: {component[1]}"
     return _METRIC_WORDS.get(name, name.replace("_", " "))
 
 
@@ -29,9 +38,12 @@ def pass_at_k_names(names: Iterable[str]) -> list[str]:
 
 
 def summary_order(names: Iterable[str]) -> list[str]:
-    """`names` as a reader wants the columns: pass@k by k, the known others, then the rest."""
+    """`names` as a reader wants the columns: pass@k by k, votes, the known others, the rest."""
     given = set(names)
-    first = [*pass_at_k_names(given), *(name for name in _METRIC_WORDS if name in given)]
+    votes = sorted(
+        (each for each in given if each.startswith(("mean_at_", "maj_at_"))), reverse=True
+    )
+    first = [*pass_at_k_names(given), *votes, *(name for name in _METRIC_WORDS if name in given)]
     return first + sorted(given - set(first))
 
 
@@ -64,6 +76,41 @@ def change_sentence(name: str, before: tuple[str, Estimate], after: tuple[str, E
         )
     verb = "rose" if new.value > old.value else "fell"
     return f"{metric_words(name)} {verb} {numbers}: the intervals do not overlap."
+
+
+def suite_words(evaluation: Evaluation) -> str:
+    """What a suite's numbers are of."""
+    words = (
+        f"{evaluation.num_problems:,} held-out problems{problem_words(evaluation)}, "
+        f"{evaluation.num_samples} samples each, temperature {evaluation.temperature}, at most "
+        f"{evaluation.max_tokens} tokens"
+    )
+    rewards = evaluation.settings.get("rewards")
+    return f"{words}, verified by {rewards}" if rewards else words
+
+
+def problem_words(evaluation: Evaluation) -> str:
+    """` of chain_sum`, ` of hub:gsm8k`, ...; nothing where the results do not say."""
+    problems = evaluation.settings.get("problems") or {}
+    match problems.get("kind"):
+        case "games":
+            return f" of {', '.join(game['name'] for game in problems['games'])}"
+        case "file":
+            return f" of {problems['path']}"
+        case "hub":
+            return f" of hub:{problems['name']}"
+        case _:
+            return ""
+
+
+def verdicts(suites: Sequence[Evaluation]) -> list[str]:
+    """The run's outcome on every suite that holds a checkpoint; of several each is named."""
+    return [
+        f"{evaluation.suite}: {sentence}" if len(suites) > 1 else sentence
+        for evaluation in suites
+        if evaluation.checkpoints
+        for sentence in verdict(evaluation)
+    ]
 
 
 def verdict(evaluation: Evaluation) -> list[str]:

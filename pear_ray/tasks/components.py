@@ -39,7 +39,7 @@ def _summed(
     parts: list[tuple[str, float, bool, Verifier]], problem: Problem, completion_text: str
 ) -> Reward:
     """The weighted sum; OK where every component that decides says so, whatever the sum is."""
-    total, is_correct, details = 0.0, True, []
+    total, is_correct, details, answer = 0.0, True, [], None
     values: dict[str, float] = {}
     for name, weight, decides, verifier in parts:
         try:
@@ -49,12 +49,14 @@ def _summed(
         values[name] = reward.value
         total += weight * reward.value
         is_correct = is_correct and (not decides or reward.status is RewardStatus.OK)
+        if decides and answer is None:  # of several that decide, the first that extracts has a vote
+            answer = reward.answer
         if reward.detail:
             details.append(reward.detail if len(parts) == 1 else f"{name}: {reward.detail}")
     if not math.isfinite(total):
         raise ValueError(f"the components {values} sum to {total}, not to a finite number")
     status = RewardStatus.OK if is_correct else RewardStatus.FAILED
-    return Reward(status, total, "; ".join(details), values)
+    return Reward(status, total, "; ".join(details), values, answer)
 
 
 def _loaded(component: ComponentConfig) -> Verifier:

@@ -1,25 +1,18 @@
 """Samples of the evaluation problems with their verdicts, and what they sum up to."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from pear_ray.algorithms.pass_at_k import bootstrap_interval, pass_at_k
-from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.algorithms.pass_at_k import bootstrap_interval
+from pear_ray.config.evaluate import Suite
 from pear_ray.errors import RewardError
-from pear_ray.records import Completion, FinishReason, Problem, Reward, RewardStatus
+from pear_ray.records import Completion, FinishReason, Problem, RewardStatus
 from pear_ray.tasks.reward_pool import RewardPool
-from pear_ray.tasks.reward_totals import check_errored, first_error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """What counts of one sample: little enough to gather over ranks."""
-
-    num_tokens: int
-    is_truncated: bool
-    reward: Reward
+from pear_ray.tasks.reward_totals import check_errored, first_error, is_verdict
+from pear_ray.tasks.sample_metrics import Judged, problem_values
 
 
 def judge(
@@ -40,6 +33,7 @@ def judge(
             Judged(
                 num_tokens=len(one.token_ids),
                 is_truncated=one.finish_reason is FinishReason.LENGTH,
+                logprob_sum=math.fsum(one.behavior_logprobs),
                 reward=next(rewards),
             )
             for one in group
@@ -49,19 +43,19 @@ def judge(
 
 
 def summarise(
-    evaluate: EvaluateConfig, groups: Sequence[Sequence[Judged]], *, seed: int
+    suite: Suite, groups: Sequence[Sequence[Judged]], *, seed: int
 ) -> dict[str, dict[str, float]]:
     """Each metric's value and interval (`value`, `low`, `high`) over problems.
 
     Errored rewards are left out of a problem's samples, never counted as wrong.
 
     Args:
-        evaluate: Which pass@k, and how sure intervals are to be.
+        suite: Which pass@k, and how sure intervals are to be.
         groups: The samples of each problem, in the problems' order.
         seed: Of the resampling.
 
     Raises:
-        RewardError: More rewards errored than `evaluate.rewards.max_errored_fraction`, or a problem
+        RewardError: More rewards errored than `rewards.max_errored_fraction`, or a problem
             has fewer judged samples than the largest k.
     """
     rewards = [one.reward for group in groups for one in group]
@@ -69,33 +63,54 @@ def summarise(
     check_errored(
         errored=len(errored),
         total=len(rewards),
-        limit=evaluate.rewards.max_errored_fraction,
-        key="evaluate.rewards",
+        limit=suite.rewards.max_errored_fraction,
+        key=f"{suite.key}.rewards",
         first=first_error(rewards),
     )
-    counts: list[tuple[int, int]] = []
-    for group in groups:
-        status = [one.reward.status for one in group]
-        correct = status.count(RewardStatus.OK)
-        counts.append((correct + status.count(RewardStatus.FAILED), correct))
-    too_few = [number for number, (num, _) in enumerate(counts) if num < max(evaluate.k)]
+    num_verdicts = [sum(is_verdict(one.reward) for one in group) for group in groups]
+    too_few = [number for number in num_verdicts if number < max(suite.k)]
     if too_few:
         raise RewardError(
-            f"{len(too_few)} problems have fewer than {max(evaluate.k)} judged samples; "
-            "raise evaluate.num_samples, or mend the verifier"
+            f"{len(too_few)} problems have fewer than {max(suite.k)} judged samples; "
+            f"raise {suite.key}.num_samples, or mend the verifier"
         )
-    per_problem = {
-        f"pass_at_{k}": [pass_at_k(num, correct, k) for num, correct in counts] for k in evaluate.k
-    } | {
-        "mean_length": [sum(one.num_tokens for one in g) / len(g) for g in groups],
-        "truncated_fraction": [sum(one.is_truncated for one in g) / len(g) for g in groups],
+    values = problem_values(groups, suite.rewards, k=suite.k, num_samples=suite.num_samples)
+    return {
+        name: _with_interval(each, confidence=suite.confidence, seed=seed)
+        for name, each in values.items()
     }
-    summary = {
-        name: _with_interval(values, confidence=evaluate.confidence, seed=seed)
-        for name, values in per_problem.items()
-    }
-    share = len(errored) / len(rewards)
-    return summary | {"errored_fraction": {"value": share, "low": share, "high": share}}
+
+
+def sample_rows(
+    suite: str,
+    checkpoint: str,
+    problems: Sequence[Problem],
+    groups: Sequence[Sequence[Completion]],
+    judged: Sequence[Sequence[Judged]],
+) -> list[dict[str, Any]]:
+    """Rows of `EVALUATION_SAMPLES`, from which all of `summarise` can be computed again."""
+    rows = []
+    for problem, group, verdicts in zip(problems, groups, judged, strict=True):
+        for index, (one, verdict) in enumerate(zip(group, verdicts, strict=True)):
+            rows.append(
+                {
+                    "suite": suite,
+                    "checkpoint": checkpoint,
+                    "problem_id": problem.problem_id,
+                    "task": problem.task,
+                    "question": problem.question,
+                    "sample_index": index,
+                    "completion": one.text,
+                    "finish_reason": one.finish_reason.value,
+                    "reward_status": verdict.reward.status.value,
+                    "reward_value": verdict.reward.value,
+                    "reward_components": list(verdict.reward.components.items()),
+                    "answer": verdict.reward.answer,
+                    "num_tokens": verdict.num_tokens,
+                    "logprob_sum": verdict.logprob_sum,
+                }
+            )
+    return rows
 
 
 def _with_interval(values: list[float], *, confidence: float, seed: int) -> dict[str, float]:

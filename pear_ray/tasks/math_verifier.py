@@ -6,13 +6,14 @@ import unicodedata
 from typing import Any
 
 from pear_ray.config.rewards import MathVerifier
-from pear_ray.records import Problem, Reward, RewardStatus
+from pear_ray.records import Problem, Reward
 from pear_ray.tasks.verifiers import (
     NO_ANSWER,
     extract_answer,
     extract_boxed,
     failed,
     required_answer,
+    right,
 )
 
 _LATEX_MARKS = ("$", "\\(", "\\[", "\\boxed")
@@ -51,7 +52,18 @@ def verify_math(config: MathVerifier, problem: Problem, completion_text: str) ->
         timeout_seconds=None,
         raise_on_error=True,
     )
-    return Reward(RewardStatus.OK, 1.0) if same else failed()
+    vote = _normal_form(found[0], digits=config.float_digits)
+    return right(vote) if same else failed(answer=vote)
+
+
+def _normal_form(expression: Any, *, digits: int) -> str:
+    """What equal answers share: a number's decimals, else the expression as sympy writes it."""
+    if getattr(expression, "is_real", None) and getattr(expression, "is_number", False):
+        try:
+            return f"{float(expression):.{digits}f}"
+        except (OverflowError, TypeError):  # too large for a float, or of no value
+            pass
+    return str(expression)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,19 +1,37 @@
 """Problems of a JSONL or Parquet file, every row of it checked before one is used."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pear_ray.config.problems import PROMPT_MARK, FileProblems
+from pear_ray.config.problems import PROMPT_MARK, FileProblems, ProblemColumns
 from pear_ray.errors import InputError
 from pear_ray.records import Problem
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
-class _BadRowError(ValueError):
+class BadRowError(ValueError):
     """Field and reason, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How rows become problems.
+
+    Attributes:
+        source: Where they are of, as messages say it.
+        task: What the problems' ids begin with.
+        columns: What the rows call their columns.
+        prompt_template: The user's turn around the prompt.
+    """
+
+    source: str
+    task: str
+    columns: ProblemColumns
+    prompt_template: str
 
 
 def read_problems(config: FileProblems) -> list[Problem]:
@@ -24,28 +42,45 @@ def read_problems(config: FileProblems) -> list[Problem]:
             names file, row and field.
     """
     path = Path(config.path).expanduser()
-    first = config.skip
-    last = None if config.size is None else first + config.size
+    layout = Layout(
+        source=config.path,
+        task=path.stem,
+        columns=config.columns,
+        prompt_template=config.prompt_template,
+    )
+    rows = _rows(path, _format(config))
+    return problems_of_rows(rows, layout, skip=config.skip, size=config.size)
+
+
+def problems_of_rows(
+    rows: Iterable[tuple[int, Any]], layout: Layout, *, skip: int, size: int | None
+) -> list[Problem]:
+    """Problems of numbered rows, every one checked, without the first `skip`, at most `size`.
+
+    Raises:
+        InputError: A row cannot be used, two have one id, or there are too few.
+    """
+    last = None if size is None else skip + size
     problems: list[Problem] = []
-    rows: dict[str, int] = {}
-    for row, tree in _rows(path, _format(config)):
+    seen: dict[str, int] = {}
+    for row, tree in rows:
         try:
-            problem = _problem(config, path, row, tree)
-        except _BadRowError as error:
-            raise InputError(f"{config.path} row {row}: {error}") from error
-        other = rows.setdefault(problem.problem_id, row)
+            problem = _problem(layout, row, tree)
+        except BadRowError as error:
+            raise InputError(f"{layout.source} row {row}: {error}") from error
+        other = seen.setdefault(problem.problem_id, row)
         if other != row:
             raise InputError(
-                f"{config.path} row {row}: {config.columns.id}: the same as row {other}'s; ids "
+                f"{layout.source} row {row}: {layout.columns.id}: the same as row {other}'s; ids "
                 "must differ"
             )
         problems.append(problem)
-    if len(problems) < (last if last is not None else first + 1):
-        wanted = "at least one" if config.size is None else f"size={config.size}"
+    if len(problems) < (last if last is not None else skip + 1):
+        wanted = "at least one" if size is None else f"size={size}"
         raise InputError(
-            f"{config.path}: has {len(problems)} problems; {wanted} wanted after skip={first}"
+            f"{layout.source}: has {len(problems)} problems; {wanted} wanted after skip={skip}"
         )
-    return problems[first:last]
+    return problems[skip:last]
 
 
 def _format(config: FileProblems) -> str:
@@ -94,47 +129,46 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}: is no Parquet file ({str(error).splitlines()[0]})") from error
 
 
-def _problem(config: FileProblems, path: Path, row: int, tree: Any) -> Problem:
+def _problem(layout: Layout, row: int, tree: Any) -> Problem:
     if not isinstance(tree, dict):
-        raise _BadRowError(f"expected a mapping of columns, got {type(tree).__name__}")
-    columns = config.columns
+        raise BadRowError(f"expected a mapping of columns, got {type(tree).__name__}")
+    columns = layout.columns
     prompt = tree.get(columns.prompt)
     if columns.prompt not in tree:
-        raise _BadRowError(
+        raise BadRowError(
             f"{columns.prompt}: missing; the row has {', '.join(map(str, tree)) or 'nothing'}; "
             "set columns.prompt"
         )
     if not isinstance(prompt, str) or not prompt.strip():
-        raise _BadRowError(f"{columns.prompt}: expected text, got {prompt!r}")
+        raise BadRowError(f"{columns.prompt}: expected text, got {prompt!r}")
     answer = tree.get(columns.answer)
     if answer is not None and (
         isinstance(answer, bool) or not isinstance(answer, str | int | float)
     ):
-        raise _BadRowError(f"{columns.answer}: expected text or a number, got {answer!r:.60}")
+        raise BadRowError(f"{columns.answer}: expected text or a number, got {answer!r:.60}")
     if isinstance(answer, str) and not answer.strip():
-        raise _BadRowError(f"{columns.answer}: expected text or a number, got {answer!r}")
+        raise BadRowError(f"{columns.answer}: expected text or a number, got {answer!r}")
     own_id = tree.get(columns.id)
     if own_id is not None and (isinstance(own_id, bool) or not isinstance(own_id, str | int)):
-        raise _BadRowError(f"{columns.id}: expected text or a whole number, got {own_id!r:.60}")
+        raise BadRowError(f"{columns.id}: expected text or a whole number, got {own_id!r:.60}")
     entry = {
-        "file": config.path,
+        "file": layout.source,
         "row": row,
         "answer": None if answer is None else str(answer),
-        "metadata": _metadata(config, tree),
+        "metadata": _metadata(columns, tree),
     }
     try:
         text = json.dumps(entry)
     except (TypeError, ValueError) as error:
-        raise _BadRowError(f"{columns.metadata}: cannot be written as JSON: {error}") from error
+        raise BadRowError(f"{columns.metadata}: cannot be written as JSON: {error}") from error
     number = row if own_id is None else own_id
-    question = config.prompt_template.replace(PROMPT_MARK, prompt)
-    return Problem(f"{path.stem}/{number}", path.stem, question, text)
+    question = layout.prompt_template.replace(PROMPT_MARK, prompt)
+    return Problem(f"{layout.task}/{number}", layout.task, question, text)
 
 
-def _metadata(config: FileProblems, tree: dict[str, Any]) -> dict[str, Any]:
-    columns = config.columns
+def _metadata(columns: ProblemColumns, tree: dict[str, Any]) -> dict[str, Any]:
     given = tree.get(columns.metadata)
     if given is not None and not isinstance(given, dict):
-        raise _BadRowError(f"{columns.metadata}: expected a mapping, got {type(given).__name__}")
+        raise BadRowError(f"{columns.metadata}: expected a mapping, got {type(given).__name__}")
     mapped = (columns.prompt, columns.answer, columns.metadata, columns.id)
     return {key: value for key, value in tree.items() if key not in mapped} | (given or {})

@@ -3,8 +3,8 @@
 Started by the reward pool as `python -m pear_ray.tasks.reward_worker REWARDS PARENT_PID`, where
 REWARDS is the rewards section as JSON. One JSON line in is a chunk
 `[[problem_id, task, question, entry, completion_text], ...]`; one JSON line out per item is
-`[status, value, detail, components]`, written as soon as it is known, so that the parent always
-knows which item is in flight.
+`[status, value, detail, components, answer]`, written as soon as it is known, so that the parent
+always knows which item is in flight.
 """
 
 import ctypes
@@ -49,7 +49,8 @@ def main(rewards: str, parent_pid: int) -> None:
             problem = Problem(problem_id, task, question, entry)
             reward = _reward_of(verifier, problem, completion_text)
             detail = reward.detail[:MAX_DETAIL_CHARS]
-            _send(answers, [str(reward.status), reward.value, detail, dict(reward.components)])
+            said = [str(reward.status), reward.value, detail, dict(reward.components)]
+            _send(answers, [*said, reward.answer])
 
 
 def _reward_of(verifier: Verifier, problem: Problem, completion_text: str) -> Reward:

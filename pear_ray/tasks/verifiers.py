@@ -52,9 +52,10 @@ def verify(problem: Problem, completion_text: str) -> Reward:
     score = float(dataset.score_answer(answer, item))
     if not math.isfinite(score):
         raise ValueError(f"{problem.problem_id}: the game's score is {score}, not a finite number")
+    vote = " ".join(answer.split())
     if score == 1.0:
-        return Reward(RewardStatus.OK, 1.0)
-    return failed(f"partial score {score:.3g}" if score > 0 else "")
+        return right(vote)
+    return failed(f"partial score {score:.3g}" if score > 0 else "", answer=vote)
 
 
 def verify_exact(config: ExactVerifier, problem: Problem, completion_text: str) -> Reward:
@@ -71,7 +72,9 @@ def verify_exact(config: ExactVerifier, problem: Problem, completion_text: str) 
         same = as_number(answer) == number
     else:
         same = _normalised(config, answer) == _normalised(config, wanted)
-    return Reward(RewardStatus.OK, 1.0) if same else failed()
+    found = as_number(answer) if config.numbers else None
+    vote = _normalised(config, answer) if found is None else repr(found)
+    return right(vote) if same else failed(answer=vote)
 
 
 def verify_regex(config: RegexVerifier, problem: Problem, completion_text: str) -> Reward:
@@ -90,12 +93,17 @@ def verify_regex(config: RegexVerifier, problem: Problem, completion_text: str) 
     wanted = required_answer(problem).strip()
     if config.ignore_case:
         found, wanted = found.casefold(), wanted.casefold()
-    return Reward(RewardStatus.OK, 1.0) if found == wanted else failed()
+    return right(found) if found == wanted else failed(answer=found or None)
 
 
-def failed(detail: str = "") -> Reward:
-    """A verdict of wrong, worth nothing."""
-    return Reward(RewardStatus.FAILED, 0.0, detail)
+def right(answer: str | None) -> Reward:
+    """A verdict of right, worth 1, for what was extracted."""
+    return Reward(RewardStatus.OK, 1.0, answer=answer)
+
+
+def failed(detail: str = "", *, answer: str | None = None) -> Reward:
+    """A verdict of wrong, worth nothing, for what was extracted."""
+    return Reward(RewardStatus.FAILED, 0.0, detail, answer=answer)
 
 
 def required_answer(problem: Problem) -> str:

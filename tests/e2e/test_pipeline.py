@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from pear_ray.artifacts.tables import EVALUATION_SAMPLES, read_table
 from pear_ray.telemetry.metrics_log import EventRecord, MetricRecord, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,15 @@ rl:
 evaluate:
   problems: {{games: [{GAME}], size: 40, seed: 3}}  # more than one call to an engine
   max_tokens: 64
+  suites:
+    - name: in_form
+      problems: {{games: [{GAME}], size: 8, seed: 4}}
+      num_samples: 4
+      k: [1, 4]
+      rewards:
+        components:
+          - {{kind: game}}
+          - {{kind: regex, name: form, pattern: "<answer>", compare: match, weight: 0.1}}
 """
 
 
@@ -111,8 +121,12 @@ def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
         assert manifest["stage"] == stage
         assert not (run_dir / stage / "unfinished.json").exists()
     results = json.loads((run_dir / "evaluate" / "results.json").read_text(encoding="utf-8"))
-    assert [each["checkpoint"] for each in results["checkpoints"]] == ["base", "sft", "rl"]
-    for each in results["checkpoints"]:
+    assert [each["checkpoint"] for each in results["suites"][0]["checkpoints"]] == [
+        "base",
+        "sft",
+        "rl",
+    ]
+    for each in results["suites"][0]["checkpoints"]:
         at_1, at_8 = each["metrics"]["pass_at_1"], each["metrics"]["pass_at_8"]
         assert 0 <= at_1["low"] <= at_1["value"] <= at_1["high"] <= 1
         assert at_1["value"] <= at_8["value"]
@@ -121,10 +135,40 @@ def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
     assert "http" not in report.replace("http://www.w3.org/", "")  # self-contained
 
 
+def test_every_suite_is_evaluated_reported_and_in_the_table(finished: Path) -> None:
+    run_dir = finished / "small"
+    results = json.loads((run_dir / "evaluate" / "results.json").read_text(encoding="utf-8"))
+    main, in_form = results["suites"]
+    assert (main["name"], main["num_problems"], main["num_samples"]) == ("main", 40, 8)
+    assert (in_form["name"], in_form["num_problems"], in_form["num_samples"]) == ("in_form", 8, 4)
+    assert "State the final answer" in in_form["first_prompt"]
+    assert set(in_form["checkpoints"][0]["metrics"]) == {
+        *("pass_at_1", "pass_at_4", "mean_at_4", "maj_at_4", "tied_fraction", "mean_length"),
+        *("truncated_fraction", "entropy", "reward/mean", "reward/game/mean", "reward/form/mean"),
+        *("format_fraction", "errored_fraction"),
+    }
+    rows = read_table(run_dir / "evaluate" / "samples.parquet", EVALUATION_SAMPLES).to_pylist()
+    for suite in results["suites"]:
+        for each in suite["checkpoints"]:
+            of = [
+                row
+                for row in rows
+                if row["suite"] == suite["name"] and row["checkpoint"] == each["checkpoint"]
+            ]
+            right = [row["reward_status"] == "ok" for row in of]
+            assert len(right) == suite["num_problems"] * suite["num_samples"]
+            assert sum(right) / len(right) == pytest.approx(each["metrics"]["pass_at_1"]["value"])
+    logged = metrics(finished, "evaluate")[-1].metrics
+    last = in_form["checkpoints"][-1]["metrics"]
+    assert logged["eval/in_form/pass_at_4"] == last["pass_at_4"]["value"]
+    report = (run_dir / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Suite in_form" in report
+
+
 def test_pass_at_k_while_training_is_the_evaluate_stages(finished: Path) -> None:
     """Digit for digit: SFT begins at the base model, and ends where RL begins."""
     results = json.loads((finished / "small" / "evaluate" / "results.json").read_text())
-    known = {each["checkpoint"]: each["metrics"] for each in results["checkpoints"]}
+    known = {each["checkpoint"]: each["metrics"] for each in results["suites"][0]["checkpoints"]}
     for stage, place, checkpoint in (
         ("sft", 0, "base"),
         ("sft", -1, "sft"),

@@ -50,13 +50,13 @@ def stage_summary(
 ) -> dict[str, dict[str, float]]:
     """What the evaluate stage does with the checkpoint in `folder`, on one engine."""
     load_checkpoint(engine, folder, max_gap=1e-4)
-    asked = evaluation_requests(config, ChatTokenizer(embedded_path("student")))
+    (asked,) = evaluation_requests(config, ChatTokenizer(embedded_path("student")))
     groups = [
         group
         for call in asked.calls()
         for group in engine.generate(asked.prompts[call], asked.sampling[call])
     ]
-    return summarise(config.evaluate, judge(rewards, asked.problems, groups), seed=config.seed)
+    return summarise(asked.suite, judge(rewards, asked.problems, groups), seed=config.seed)
 
 
 def train(config: RunConfig, run_dir: Path) -> tuple[list[dict[str, float]], dict[str, Any], Any]:

@@ -246,7 +246,7 @@ def test_a_band_without_rates(refused: Callable[..., str]) -> None:
 
 def test_a_problem_set_of_an_unknown_kind(refused: Callable[..., str]) -> None:
     message = refused("rl.problems={kind: files, path: own.jsonl}")
-    assert "rl.problems: kind of a problem set is `games` or `file`" in message
+    assert "rl.problems: kind of a problem set is `games`, `file` or `hub`" in message
 
 
 @pytest.mark.parametrize(

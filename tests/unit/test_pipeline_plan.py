@@ -251,3 +251,36 @@ def test_a_band_of_pass_rates_is_told_and_is_part_of_rl(corpus: Path, tmp_path: 
         identities.append(found)
     assert identities[0]["sft"] == identities[1]["sft"]
     assert identities[0]["rl"] != identities[1]["rl"]
+
+
+def test_a_run_without_suites_is_what_it_was_before_there_were_any(corpus: Path) -> None:
+    """Neither the key nor the defaults of suites are in the identity of what was evaluated."""
+    config = run_config(corpus)
+    tree = json.loads(config.model_dump_json())["evaluate"]
+    assert tree.pop("suites") == []
+    assert set(tree) == {
+        "problems", "num_samples", "k", "temperature", "max_tokens", "confidence", "rewards"
+    }  # fmt: skip
+    found = pipeline.fingerprints(config, MODELS)
+    engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
+    assert found["evaluate"] == manifest.fingerprint(
+        stage="evaluate",
+        config=[tree, engine, config.seed],
+        inputs={"sft": found["sft"], "rl": found["rl"]},
+    )
+
+
+def test_a_suite_of_a_file_is_known_by_its_content(corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n', encoding="utf-8")
+    suite = {
+        "name": "own",
+        "problems": {"kind": "file", "path": str(path)},
+        "rewards": {"components": [{"kind": "exact"}]},
+    }
+    assert changed(corpus, evaluate__suites=[suite]) == ["evaluate", "report"]
+    before = pipeline.fingerprints(run_config(corpus, evaluate__suites=[suite]), MODELS)
+    path.write_text('{"prompt": "1 + 2 =", "answer": "3"}\n', encoding="utf-8")
+    after = pipeline.fingerprints(run_config(corpus, evaluate__suites=[suite]), MODELS)
+    assert before["evaluate"] != after["evaluate"]
+    assert before["rl"] == after["rl"]

@@ -171,9 +171,12 @@ def panels(
     return chart(figure, title=title, caption=caption)
 
 
-def estimates(runs: Sequence[ComparedRun], metric: str) -> Chart:
-    """A metric of every checkpoint of every run that was evaluated, with its interval."""
-    shown = [(run.label, run.evaluation) for run in runs if run.evaluation]
+def estimates(runs: Sequence[ComparedRun], suite: str, metric: str, *, named: bool) -> Chart:
+    """A suite's metric of every checkpoint of every run that was evaluated, with its interval.
+
+    It is `named` by its suite where there are several.
+    """
+    shown = [(run.label, run.suites[suite]) for run in runs if suite in run.suites]
     figure, axes = new_axes(
         x_label=metric_words(metric), y_label="", wide=True, height_in=0.9 + _ROW_IN * len(shown)
     )
@@ -208,7 +211,9 @@ def estimates(runs: Sequence[ComparedRun], metric: str) -> Chart:
         "two overlap, this evaluation does not tell the runs apart; where they do not, another "
         "seed still might."
     )
-    return chart(figure, title=f"{metric_words(metric)} of every run", caption=caption)
+    title = f"{metric_words(metric)} of every run"
+    title = f"{title}: {suite}" if named else title
+    return chart(figure, title=title, caption=caption)
 
 
 def _name_ends(axes: "Axes", curves: Sequence[Curve], *, gap: float) -> None:

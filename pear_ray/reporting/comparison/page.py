@@ -9,7 +9,12 @@ from pathlib import Path
 from pear_ray.errors import InputError
 from pear_ray.reporting.comparison.config_diff import differing_settings
 from pear_ray.reporting.comparison.parts import build_parts
-from pear_ray.reporting.comparison.runs import ComparedRun, load_runs, shared_notes
+from pear_ray.reporting.comparison.runs import (
+    ComparedRun,
+    load_runs,
+    shared_notes,
+    suite_names,
+)
 from pear_ray.reporting.comparison.table import comparison_tree, final_figures, row_words
 from pear_ray.reporting.comparison.words import headline
 from pear_ray.reporting.load import CHECKPOINTS
@@ -70,7 +75,7 @@ def render_comparison(runs: Sequence[ComparedRun]) -> str:
         settings=[setting.key for setting in settings],
         figures=[each.header for each in shown],
         rows=rows,
-        passes=_passes(runs),
+        passes=[(suite, _passes(runs, suite)) for suite in suite_names(runs)],
         parts=build_parts(runs),
         configs=[(run.label, str(run.run_dir), run.config_text) for run in runs],
     )
@@ -89,9 +94,9 @@ def _facts(runs: Sequence[ComparedRun]) -> list[tuple[str, str]]:
     return facts
 
 
-def _passes(runs: Sequence[ComparedRun]) -> Table:
-    """One row per run that was evaluated, one column per pass@k and checkpoint."""
-    evaluated = [(run.label, run.evaluation.checkpoints) for run in runs if run.evaluation]
+def _passes(runs: Sequence[ComparedRun], suite: str) -> Table:
+    """One row per run that was evaluated on the suite, one column per pass@k and checkpoint."""
+    evaluated = [(run.label, run.suites[suite].checkpoints) for run in runs if suite in run.suites]
     found = {
         (name, checkpoint)
         for _, checkpoints in evaluated

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pear_ray.reporting.comparison import figures
-from pear_ray.reporting.comparison.runs import ComparedRun
+from pear_ray.reporting.comparison.runs import ComparedRun, suite_names
 from pear_ray.reporting.plot import Chart
 from pear_ray.reporting.words import metric_words, pass_at_k_names
 
@@ -164,20 +164,20 @@ def build_parts(runs: Sequence[ComparedRun]) -> list[Part]:
 
 def _outcome(runs: Sequence[ComparedRun]) -> Part:
     part = Part("outcome", "pass@k")
-    part.charts += [figures.estimates(runs, name) for name in _evaluated_passes(runs)]
+    suites = suite_names(runs)
+    part.charts += [
+        figures.estimates(runs, suite, name, named=len(suites) > 1)
+        for suite in suites
+        for name in _evaluated_passes(runs, suite)
+    ]
     return part
 
 
-def _evaluated_passes(runs: Sequence[ComparedRun]) -> list[str]:
-    """The pass@k metrics that any run was evaluated by."""
+def _evaluated_passes(runs: Sequence[ComparedRun], suite: str) -> list[str]:
+    """The pass@k metrics of the suite that any run was evaluated by."""
+    evaluated = [run.suites[suite] for run in runs if suite in run.suites]
     return pass_at_k_names(
-        {
-            name
-            for run in runs
-            if run.evaluation
-            for metrics in run.evaluation.checkpoints.values()
-            for name in metrics
-        }
+        {name for each in evaluated for metrics in each.checkpoints.values() for name in metrics}
     )
 
 

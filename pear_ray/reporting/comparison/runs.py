@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pear_ray.artifacts.manifest import UNFINISHED_FILE, Manifest, read_manifest
+from pear_ray.config.evaluate import MAIN_SUITE
 from pear_ray.config.yaml12 import YamlError, parse
 from pear_ray.errors import ArtifactError, InputError
 from pear_ray.records import STAGES
-from pear_ray.reporting.load import CONFIG_FILE, Evaluation, Floats, load_evaluation, series
+from pear_ray.reporting.load import CONFIG_FILE, Evaluation, Floats, load_suites, series
 from pear_ray.telemetry.metrics_log import (
     METRICS_FILE,
     EventKind,
@@ -20,6 +21,8 @@ from pear_ray.telemetry.metrics_log import (
     read_metrics,
 )
 
+# Of a suite's settings, what decides pass@k beside the numbers: `k` and `seed` do not.
+_DECIDES = ("problems", "content", "first_prompt", "rewards")
 _TRAINED = ("sft", "rl", "evaluate")  # what a comparison looks at
 
 
@@ -32,7 +35,7 @@ class ComparedRun:
         config: Its resolved config, as it stands on disk: an older version's is no error.
         metrics: Per stage, one record per step.
         manifests: Of the stages that are complete.
-        evaluation: What was evaluated, if anything was.
+        suites: What it was evaluated on, if on anything, by name.
         num_warnings: Warnings of `sft` and `rl`.
         notes: What is not as in a run that went through.
     """
@@ -43,7 +46,7 @@ class ComparedRun:
     config_text: str
     metrics: dict[str, list[MetricRecord]]
     manifests: dict[str, Manifest]
-    evaluation: Evaluation | None
+    suites: dict[str, Evaluation]
     num_warnings: int
     notes: list[str]
 
@@ -79,7 +82,22 @@ def shared_notes(runs: Sequence[ComparedRun]) -> list[str]:
         f"{words}: {grouped}."
         for words, key in _SHARED.items()
         if (grouped := _grouped([run for run in runs if key(run)], key))
-    ] + _one_sft(runs)
+    ] + [*_differing_suites(runs), *_one_sft(runs)]
+
+
+def _differing_suites(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """A sentence for each suite that is not of one kind for all runs that were evaluated on it."""
+    for suite in suite_names(runs):
+
+        def of(run: ComparedRun, suite: str = suite) -> Hashable:
+            return evaluated_on(run, suite)
+
+        if grouped := _grouped([run for run in runs if of(run)], of):
+            named = "" if suite == MAIN_SUITE else f" of suite {suite}"
+            yield (
+                f"The evaluations{named} differ (problems, prompts, samples, temperature, token "
+                f"limit or verifiers), so pass@k is not of the same task: {grouped}."
+            )
 
 
 def _one_sft(runs: Sequence[ComparedRun]) -> list[str]:
@@ -101,13 +119,21 @@ def heldout_rows(run: ComparedRun) -> Hashable:
     return (_rows(run), run.setting("seed"), count) if count else None
 
 
-def evaluated_on(run: ComparedRun) -> Hashable:
-    """What pass@k is of; None where nothing was evaluated."""
-    found = run.evaluation
+def evaluated_on(run: ComparedRun, suite: str) -> Hashable:
+    """What pass@k of the suite is of; None where the run was not evaluated on it."""
+    found = run.suites.get(suite)
     if found is None:
         return None
     counts = (found.num_problems, found.num_samples, found.temperature, found.max_tokens)
-    return (*counts, str(run.setting("evaluate.problems")))
+    written = {key: each for key, each in found.settings.items() if key in _DECIDES}
+    # Results from before there were suites do not say what their problems are.
+    problems = written.get("problems") or run.setting("evaluate.problems")
+    return (*counts, str(written | {"problems": problems}))
+
+
+def suite_names(runs: Sequence[ComparedRun]) -> list[str]:
+    """The suites that any run was evaluated on, in the order of the runs' results."""
+    return list(dict.fromkeys(name for run in runs for name in run.suites))
 
 
 def _rows(run: ComparedRun) -> str | None:
@@ -135,8 +161,6 @@ _SHARED: dict[str, Callable[[ComparedRun], Hashable]] = {
     "differs), so neither are held-out figures": heldout_rows,
     "A step has not the same number of sequences (`sft.global_batch_size` differs), so curves over "
     "steps do not see data at one pace": _batch_size,
-    "The evaluations differ (problems, samples, temperature or token limit), so pass@k is not of "
-    "the same task": evaluated_on,
     "`sft` was made with different package versions": _versions,
 }
 
@@ -167,10 +191,10 @@ def _load(run_dir: Path, label: str) -> ComparedRun:
     metrics = {stage: latest_by_step(records, stage) for stage in STAGES}
     manifests = {stage: read_manifest(run_dir / stage) for stage in STAGES}
     notes = list(_unfinished(run_dir, metrics, records))
-    evaluation = None
+    suites: list[Evaluation] = []
     if (run_dir / "evaluate" / "results.json").exists():
         try:
-            evaluation = load_evaluation(run_dir / "evaluate")
+            suites = load_suites(run_dir / "evaluate")
         except ArtifactError as error:
             notes.append(str(error))
     return ComparedRun(
@@ -180,7 +204,7 @@ def _load(run_dir: Path, label: str) -> ComparedRun:
         config_text=config_text,
         metrics=metrics,
         manifests={stage: made for stage, made in manifests.items() if made},
-        evaluation=evaluation,
+        suites={each.suite: each for each in suites},
         num_warnings=sum(
             isinstance(r, EventRecord) and r.event is EventKind.WARNING and r.stage in _TRAINED
             for r in records

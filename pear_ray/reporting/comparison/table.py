@@ -112,12 +112,14 @@ def _warnings(run: ComparedRun) -> float:
 
 
 def _evaluated(run: ComparedRun) -> dict[str, Any]:
-    if run.evaluation is None:
-        return {}
+    """By suite, checkpoint and metric."""
     return {
-        checkpoint: {name: asdict(estimate) for name, estimate in metrics.items()}
-        for checkpoint, metrics in run.evaluation.checkpoints.items()
-        if checkpoint in CHECKPOINTS
+        suite: {
+            checkpoint: {name: asdict(estimate) for name, estimate in metrics.items()}
+            for checkpoint, metrics in evaluation.checkpoints.items()
+            if checkpoint in CHECKPOINTS
+        }
+        for suite, evaluation in run.suites.items()
     }
 
 

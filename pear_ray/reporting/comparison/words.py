@@ -3,7 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from pear_ray.reporting.comparison.runs import ComparedRun, evaluated_on, heldout_rows
+from pear_ray.reporting.comparison.runs import (
+    ComparedRun,
+    evaluated_on,
+    heldout_rows,
+    suite_names,
+)
 from pear_ray.reporting.comparison.table import last_value
 from pear_ray.reporting.load import CHECKPOINTS, Estimate
 from pear_ray.reporting.words import CHECKPOINT_WORDS, estimate_words, metric_words, overlap
@@ -21,20 +26,26 @@ def headline(runs: Sequence[ComparedRun]) -> list[str]:
     """What may be said of the outcome, the most telling sentence first."""
     if len(runs) == 1:
         return ["One run: there is nothing to compare it with."]
-    return [*_pass_at_1(runs), *_heldout(runs)] or [_NO_MEASURE]
+    names = suite_names(runs)
+    passes = [
+        f"{suite}: {sentence}" if len(names) > 1 else sentence
+        for suite in names
+        for sentence in _pass_at_1(runs, suite)
+    ]
+    return [*passes, *_heldout(runs)] or [_NO_MEASURE]
 
 
-def _pass_at_1(runs: Sequence[ComparedRun]) -> Iterator[str]:
+def _pass_at_1(runs: Sequence[ComparedRun], suite: str) -> Iterator[str]:
     """How the runs' last common checkpoint did, where it was evaluated on the same problems."""
-    evaluated = [run for run in runs if run.evaluation]
-    if len({evaluated_on(run) for run in evaluated}) > 1:
+    evaluated = {run.label: run.suites[suite] for run in runs if suite in run.suites}
+    if len({evaluated_on(run, suite) for run in runs if suite in run.suites}) > 1:
         yield "pass@1 is not compared: the evaluations are not of the same problems and settings."
         return
     for checkpoint in reversed(CHECKPOINTS):
         found = {
-            run.label: run.evaluation.checkpoints[checkpoint][_OUTCOME]
-            for run in evaluated
-            if run.evaluation and _OUTCOME in run.evaluation.checkpoints.get(checkpoint, {})
+            label: evaluation.checkpoints[checkpoint][_OUTCOME]
+            for label, evaluation in evaluated.items()
+            if _OUTCOME in evaluation.checkpoints.get(checkpoint, {})
         }
         if len(found) > 1:
             yield compared(found, where=CHECKPOINT_WORDS[checkpoint])

@@ -248,6 +248,7 @@ def sample_row(chance, checkpoint, problem, index, skill):
     answer = sum(numbers) if chance.random() < skill else sum(numbers) + chance.randrange(1, 20)
     first = numbers[0] + numbers[1]
     return {
+        "suite": "main",
         "checkpoint": checkpoint,
         "problem_id": f"chain_sum/2/{problem}",
         "task": "chain_sum",
@@ -258,5 +259,8 @@ def sample_row(chance, checkpoint, problem, index, skill):
         "finish_reason": "stop",
         "reward_status": "ok" if answer == sum(numbers) else "failed",
         "reward_value": float(answer == sum(numbers)),
+        "reward_components": [("game", float(answer == sum(numbers)))],
+        "answer": str(answer),
         "num_tokens": 40,
+        "logprob_sum": -4.0,
     }

@@ -159,8 +159,8 @@ def test_evaluations_of_another_kind_are_not_compared(arms):
     assert headline(runs)[0].startswith("pass@1 is not compared")
     (note,) = shared_notes(runs)
     assert note == (
-        "The evaluations differ (problems, samples, temperature or token limit), so pass@k is not "
-        "of the same task: nll; dft."
+        "The evaluations differ (problems, prompts, samples, temperature, token limit or "
+        "verifiers), so pass@k is not of the same task: nll; dft."
     )
 
 

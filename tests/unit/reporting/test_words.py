@@ -13,7 +13,7 @@ LOW, MIDDLE, HIGH = Estimate(0.2, 0.15, 0.25), Estimate(0.24, 0.19, 0.29), Estim
 
 
 def evaluation(**checkpoints):
-    return Evaluation(200, 8, 1.0, 96, 0.95, checkpoints)
+    return Evaluation("main", {}, 200, 8, 1.0, 96, 0.95, checkpoints)
 
 
 def test_disjoint_intervals_are_said_to_rise_or_fall():

@@ -2,10 +2,11 @@
 
 import pytest
 
-from pear_ray.config.evaluate import EvaluateConfig
+from pear_ray.config.evaluate import EvaluateConfig, suites_of
 from pear_ray.errors import RewardError
 from pear_ray.records import Reward, RewardStatus
-from pear_ray.tasks.judging import Judged, summarise
+from pear_ray.tasks.judging import summarise
+from pear_ray.tasks.sample_metrics import Judged
 
 GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
 OK, FAILED = Reward(RewardStatus.OK, 1.0), Reward(RewardStatus.FAILED, 0.0)
@@ -23,11 +24,14 @@ def evaluated(
         }
     )
     groups = [
-        [Judged(num_tokens=2, is_truncated=False, reward=reward) for reward in group[:-1]]
-        + [Judged(num_tokens=4, is_truncated=True, reward=group[-1])]
+        [
+            Judged(num_tokens=2, is_truncated=False, logprob_sum=-1.0, reward=reward)
+            for reward in group[:-1]
+        ]
+        + [Judged(num_tokens=4, is_truncated=True, logprob_sum=-1.0, reward=group[-1])]
         for group in verdicts
     ]
-    return summarise(config, groups, seed=0)
+    return summarise(suites_of(config)[0], groups, seed=0)
 
 
 def test_pass_at_k_of_known_verdicts() -> None:
@@ -37,6 +41,8 @@ def test_pass_at_k_of_known_verdicts() -> None:
     assert found["pass_at_8"]["value"] == pytest.approx(2 / 3)
     assert found["mean_length"]["value"] == pytest.approx((7 * 2 + 4) / 8)
     assert found["truncated_fraction"]["value"] == pytest.approx(1 / 8)
+    assert found["entropy"]["value"] == pytest.approx(8 / 18)
+    assert found["mean_at_8"] == found["pass_at_1"]
     assert found["errored_fraction"]["value"] == 0.0
     for each in found.values():
         assert each["low"] <= each["value"] <= each["high"]

@@ -86,3 +86,13 @@ def test_places() -> None:
 def test_an_answer_of_the_problem_that_cannot_be_read_is_no_verdict(answer: str | None) -> None:
     with pytest.raises(ValueError, match="answer"):
         judged(answer, r"\boxed{5}")
+
+
+def test_equal_answers_vote_alike() -> None:
+    """However they are written; unequal ones do not, and what is no mathematics has no vote."""
+    half = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", "<answer>2/4</answer>", "so 1/2"]
+    assert {judged("7", text).answer for text in half} == {"0.500000"}
+    assert judged("0.5", half[0]).answer == "0.500000"  # right or wrong
+    assert judged("7", r"\boxed{x+1}").answer == judged("7", r"\boxed{1+x}").answer == "x + 1"
+    assert judged("7", r"\boxed{0.501}").answer == "0.501000"
+    assert judged("7", "no idea").answer is None
