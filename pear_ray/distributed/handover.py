@@ -20,11 +20,9 @@ def sft_checkpoint(config: RunConfig, run_dir: Path, *, log: MetricsLog) -> Path
         HandoverError: It cannot be trained on; every difference is named.
     """
     folder = run_dir / "sft" / "model"
-    source = check_files(
-        folder,
-        resolve_model(config.models.policy),
-        ends_wanted=config.rl.overlong.max_truncated_fraction < 1,
-    )
+    source, note = check_files(folder, resolve_model(config.models.policy))
+    if note:
+        log.event("warning", f"{folder}: {note}")
     if source.record is None:
         log.event(
             "warning",

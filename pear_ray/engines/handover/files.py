@@ -69,7 +69,7 @@ _CONFIG_CHECKS = {
 }
 
 
-def check_files(folder: Path, base: Path, *, ends_wanted: bool = True) -> Source:
+def check_files(folder: Path, base: Path) -> tuple[Source, str]:
     """See that the checkpoint in `folder` is whole and is what was exported; no engine is needed.
 
     Where it has no `handover.json` (it was put there by hand, or by an older version), the model
@@ -78,10 +78,9 @@ def check_files(folder: Path, base: Path, *, ends_wanted: bool = True) -> Source
     Args:
         folder: The checkpoint.
         base: The folder of `models.policy`.
-        ends_wanted: Whether completions that never end are to be refused.
 
     Returns:
-        What it was compared with.
+        What it was compared with, and what is to be warned of all the same.
 
     Raises:
         HandoverError: Something differs; every difference is named.
@@ -93,15 +92,16 @@ def check_files(folder: Path, base: Path, *, ends_wanted: bool = True) -> Source
         differences = [
             *_config_differences(found.config, source),
             *_tokenizer_differences(found, source),
-            *_end_differences(found, source, ends_wanted=ends_wanted),
+            *_end_differences(found, source),
             *_tensor_differences(folder, source),
         ]
         if not differences:  # what is left has its own words, such as ids beyond the vocabulary
             check_model_folder(folder)
+        note = _no_end(found)
     except InputError as error:
-        differences = [Difference(Check.FILES, str(error))]
+        differences, note = [Difference(Check.FILES, str(error))], ""
     fail(folder, differences)
-    return source
+    return source, note
 
 
 def fail(folder: Path, differences: Sequence[Difference]) -> None:
@@ -200,9 +200,7 @@ def _tokenizer_differences(found: ModelFacts, source: Source) -> Iterator[Differ
         )
 
 
-def _end_differences(
-    found: ModelFacts, source: Source, *, ends_wanted: bool
-) -> Iterator[Difference]:
+def _end_differences(found: ModelFacts, source: Source) -> Iterator[Difference]:
     wanted = source.facts
     if found.tokenizer.end_id != wanted.tokenizer.end_id:
         yield Difference(
@@ -217,16 +215,19 @@ def _end_differences(
             f"generation_config.json has eos_token_id={found.end_ids}, {source.name} "
             f"{wanted.end_ids}; an engine would end completions elsewhere: set it back",
         )
+
+
+def _no_end(found: ModelFacts) -> str:
+    """What speaks against completions that end, though all readers agree; nothing else does."""
     ending = found.tokenizer.answer_ending
-    if ends_wanted and found.tokenizer.template and not any(t in ending for t in found.end_tokens):
-        yield Difference(
-            Check.END_TOKENS,
-            f"an engine ends completions at {' or '.join(found.end_tokens)}, and the chat template "
-            f"writes {ending!r} behind an answer: SFT teaches no end. Set eos_token in the "
-            "tokenizer_config.json of models.policy (or eos_token_id in its generation_config.json)"
-            " to the template's end token, and train SFT again; or set "
-            "rl.overlong.max_truncated_fraction=1 to go on",
-        )
+    if any(token in ending for token in found.end_tokens):
+        return ""
+    return (
+        f"an engine ends completions at {' or '.join(found.end_tokens)}, and the chat template "
+        f"writes {ending!r} behind an answer: SFT has hardly taught an end. Where the first batch "
+        "is cut all the same, set eos_token in the tokenizer_config.json of models.policy (or "
+        "eos_token_id in its generation_config.json) to the template's end token"
+    )
 
 
 def _tensor_differences(folder: Path, source: Source) -> Iterator[Difference]:
