@@ -8,6 +8,7 @@ from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.handover import sft_checkpoint
 from pear_ray.distributed.ready_loop import MEASURED_FILE, STAGE, ready_loop
+from pear_ray.distributed.rl_probe import run_probe
 from pear_ray.distributed.session import ray_session
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.engines.model_files import resolve_model
@@ -47,13 +48,16 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             cluster=config.cluster,
             stage_dir=stage_dir,
         )
-    files = saved_steps(stage_dir / FOLDER)
-    if len(files) < config.ready.num_steps or not (stage_dir / MEASURED_FILE).exists():
-        raise StopRequested(
-            f"{STAGE} stopped after {len(files)} of {config.ready.num_steps} steps, as SIGTERM "
-            "asked; run the same command again to go on"
-        )
-    measured = json.loads((stage_dir / MEASURED_FILE).read_text(encoding="utf-8"))
+        files = saved_steps(stage_dir / FOLDER)
+        if len(files) < config.ready.num_steps or not (stage_dir / MEASURED_FILE).exists():
+            raise StopRequested(
+                f"{STAGE} stopped after {len(files)} of {config.ready.num_steps} steps, as SIGTERM "
+                "asked; run the same command again to go on"
+            )
+        measured = json.loads((stage_dir / MEASURED_FILE).read_text(encoding="utf-8"))
+        if (probe := config.ready.probe) is not None:
+            told, folder = with_absolute_paths(config), stage_dir / "probe"
+            measured["probe"] = run_probe(told, probe, folder, model, attempt=attempt)
     found = readiness(list(files.values()), config, measured)
     write_readiness(found, stage_dir, config=config, measured=measured)
     for each in readiness_advice(found):

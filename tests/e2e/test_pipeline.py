@@ -226,7 +226,8 @@ def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
 
 
 def test_readiness_is_of_the_rollouts_that_rl_begins_with(finished: Path) -> None:
-    run_to_end(finished, "ready", "ready.num_steps=2")
+    flags = ["ready.num_steps=2", "ready.probe={num_steps: 2, seeds: [0, 5]}"]
+    run_to_end(finished, "ready", *flags)
     stage_dir = finished / "small" / "ready"
     found = json.loads((stage_dir / "ready.json").read_text(encoding="utf-8"))
     steps = [record.metrics for record in metrics(finished, "rl") if record.step == 1]
@@ -239,11 +240,17 @@ def test_readiness_is_of_the_rollouts_that_rl_begins_with(finished: Path) -> Non
     assert found["handover"]["reload_gap"] < 1e-5
     assert found["handover"]["engine_gap"] < 1e-5
     assert found["verdict"] in newest_log(finished)
-    assert (stage_dir / "ready.html").read_text(encoding="utf-8").count("<svg") == 4
-    run_to_end(
-        finished, "ready", "ready.num_steps=2", "rl.num_steps=9"
-    )  # how long RL is: no matter
-    assert "stage_skipped" in [event for _, event in events(finished, max_attempt_of_all(finished))]
+    assert (stage_dir / "ready.html").read_text(encoding="utf-8").count("<svg") == 5
+    # The probe with the run's own seed is the run; with another it is not, and its models are gone.
+    probe = found["probe"]["rewards"]
+    assert probe["0"][0] == steps[0]["rl/reward/mean"]
+    assert probe["5"][0] != probe["0"][0]
+    assert sorted(path.name for path in (stage_dir / "probe" / "seed-5").iterdir()) == [
+        "metrics.jsonl",
+        "probe.json",
+    ]
+    run_to_end(finished, "ready", *flags, "rl.num_steps=9")  # how long RL is does not matter
+    assert events(finished, max_attempt_of_all(finished)) == [("ready", "stage_skipped")]
 
 
 def test_rl_refuses_a_checkpoint_that_was_changed_since_sft(finished: Path, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def readiness_advice(found: Readiness) -> list[Advice]:
         _no_headroom,
         _far_from_base,
         _errors,
+        _probe_falls,
         _few_prompts,
     )
     return [advice for rule in rules if (advice := rule(found))]
@@ -219,6 +220,20 @@ def _errors(found: Readiness) -> Advice | None:
         f"Above {percent(MAX_ERRORED)} this is told; above `rl.rewards.max_errored_fraction` RL "
         "stops. The rollouts have the reason in `reward_detail`.",
         ["`pear inspect` on the stage's folder shows them", "mend the verifier, or its deadline"],
+    )
+
+
+def _probe_falls(found: Readiness) -> Advice | None:
+    if found.probe is None or found.probe.change.high >= 0.0:
+        return None
+    change = found.probe.change
+    return Advice(
+        "probe_falls",
+        "the reward fell in the probe",
+        f"Mean reward changed by {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] from "
+        f"the earlier to the later half of {len(found.probe.rewards)} short runs (told where the "
+        "whole interval is below 0).",
+        ["a lower `rl.optimizer.learning_rate`", "more prompts or completions per step"],
     )
 
 

@@ -9,17 +9,20 @@ from pear_ray.reporting.plot import (
     ORANGE,
     PURPLE,
     Chart,
+    Line,
     Threshold,
     chart,
     draw_threshold,
     legend,
+    line_chart,
     log_axis,
     new_axes,
     note,
+    run_colour,
     whole_steps,
 )
 from pear_ray.reporting.readiness.advice import MIN_MIXED
-from pear_ray.reporting.readiness.numbers import Readiness
+from pear_ray.reporting.readiness.numbers import Probe, Readiness
 
 _LENGTH_BINS = 40
 
@@ -96,6 +99,28 @@ def group_sizes(found: Readiness) -> Chart:
         caption="A group teaches where it holds right and wrong completions. Beyond the configured "
         "size: what further completions of the same prompts would bring, with a Beta distribution "
         "fitted to their pass rates.",
+    )
+
+
+def probe(found: Probe) -> Chart:
+    """Mean reward of a short RL, by step and seed."""
+    lines = [
+        Line(
+            f"seed {seed}",
+            np.array(range(1, len(rewards) + 1), dtype=np.float64),
+            np.array(rewards, dtype=np.float64),
+            run_colour(place),
+        )
+        for place, (seed, rewards) in enumerate(found.rewards.items())
+    ]
+    return line_chart(
+        lines,
+        title="A few steps of RL",
+        caption="Mean reward of each step's completions, on other prompts in each: lines wobble by "
+        "chance, and say nothing of what more steps would do.",
+        x_label="RL step",
+        y_label="mean reward",
+        from_zero=True,
     )
 
 

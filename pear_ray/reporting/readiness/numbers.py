@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,22 @@ class Drift:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Probe:
+    """What a few steps of RL did to the mean reward.
+
+    Attributes:
+        rewards: Of each step, by seed.
+        change: Mean over seeds of the later half's mean reward minus the earlier half's. Every step
+            has other prompts: the interval is what their spread alone lets expect.
+        num_rising: Seeds in which it rose.
+    """
+
+    rewards: dict[int, list[float]]
+    change: Estimate
+    num_rising: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Readiness:
     """What the rollouts say.
 
@@ -75,6 +92,7 @@ class Readiness:
         advantage_abs_mean: Mean |advantage| over judged completions.
         learning_tokens: Share of sampled tokens whose advantage is not 0.
         drift: From the base; None where that was not measured.
+        probe: A short RL; None where there was none.
     """
 
     group_size: int
@@ -104,6 +122,7 @@ class Readiness:
     advantage_abs_mean: float
     learning_tokens: float
     drift: Drift | None
+    probe: Probe | None = None
 
     @property
     def groups_per_step(self) -> float:
@@ -163,6 +182,7 @@ def readiness(
         advantage_abs_mean=float(np.abs(given).sum()) / len(judged),
         learning_tokens=float(lengths[given != 0].sum() / lengths.sum()),
         drift=_drift((measured or {}).get("drift"), config),
+        probe=_probe((measured or {}).get("probe"), groups, config),
         **_outcomes(counts, config),
     )
 
@@ -281,6 +301,29 @@ def _drift(rows: Sequence[Mapping[str, float]] | None, config: RunConfig) -> Dri
         k3_per_token=sum(row["kl_k3"] for row in rows) / tokens,
         num_completions=len(rows),
     )
+
+
+def _probe(
+    steps: Mapping[int, Sequence[Mapping[str, float]]] | None,
+    groups: Sequence[RolloutGroup],
+    config: RunConfig,
+) -> Probe | None:
+    if not steps:
+        return None
+    rewards = {seed: [each["rl/reward/mean"] for each in found] for seed, found in steps.items()}
+    half = min(map(len, rewards.values())) // 2
+    changes = [float(np.mean(each[-half:]) - np.mean(each[:half])) for each in rewards.values()]
+    of_prompts = [
+        np.mean([one.reward.value for one in group.rollouts if is_verdict(one.reward)])
+        for group in groups
+        if _counts(group)[0]
+    ]
+    # Two halves of `half` steps for each seed, their prompts as different as these.
+    num_prompts = half * config.rl.prompts_per_step * len(changes)
+    error = float(np.std(of_prompts, ddof=min(1, len(of_prompts) - 1))) * (2 / num_prompts) ** 0.5
+    reach = NormalDist().inv_cdf((1 + config.ready.confidence) / 2) * error
+    mean = float(np.mean(changes))
+    return Probe(rewards, Estimate(mean, mean - reach, mean + reach), sum(c > 0 for c in changes))
 
 
 def _estimate(values: Sequence[float], *, seed: int, confidence: float) -> Estimate:

@@ -52,6 +52,7 @@ def write_readiness(
             figures.group_sizes(found),
             figures.pass_curve(found),
             figures.lengths(found),
+            *([figures.probe(found.probe)] if found.probe else []),
         ],
         numbers=Table(["", "found"], [list(line) for line in tree["lines"]]),
         tasks=_tasks(found),
@@ -101,6 +102,14 @@ def _lines(found: Readiness) -> dict[str, str]:
         f"{longest:,.0f} tokens",
         "truncated": f"{percent(found.truncated)} at {found.max_tokens} tokens",
     }
+    if found.probe is not None:
+        change = found.probe.change
+        tells = change.low > 0 or change.high < 0
+        lines["probe"] = (
+            f"mean reward {change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] from the "
+            f"earlier to the later half, {found.probe.num_rising} of {len(found.probe.rewards)} "
+            f"seeds rose{'' if tells else ': too short to tell'}"
+        )
     if found.drift is not None:
         drift = found.drift
         each = drift.kl_per_token

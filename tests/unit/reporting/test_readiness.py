@@ -17,7 +17,7 @@ from pear_ray.errors import ArtifactError
 from pear_ray.records import RolloutGroup
 from pear_ray.reporting.load import Estimate
 from pear_ray.reporting.readiness.advice import readiness_advice, verdict
-from pear_ray.reporting.readiness.numbers import Drift, Readiness, readiness
+from pear_ray.reporting.readiness.numbers import Drift, Probe, Readiness, readiness
 from pear_ray.reporting.readiness.page import readiness_text, write_readiness
 
 GAMES = {"games": [{"name": "chain_sum"}], "size": 8}
@@ -131,6 +131,20 @@ def test_drift_is_a_token_mean(files: list[Path]) -> None:
     assert drift.k3_per_token == pytest.approx(8 / 40)
 
 
+def test_the_probe_by_hand(files: list[Path]) -> None:
+    """Prompts' means 0, 1/4, 1, 2/3; each half of two seeds has 2 steps of 4 prompts."""
+    told = {0: [0.1, 0.3, 0.9, 0.5, 0.3], 1: [0.4, 0.4, 0.0, 0.2, 0.4]}
+    steps = {seed: [{"rl/reward/mean": each} for each in found] for seed, found in told.items()}
+    found = readiness(files, run_config(), {"probe": steps}).probe
+    assert found is not None
+    assert found.rewards == told
+    assert found.num_rising == 1
+    assert found.change.value == pytest.approx((0.2 - 0.1) / 2)  # the middle step is in no half
+    means = torch.tensor([0, 1 / 4, 1, 2 / 3]).double()
+    reach = 1.959964 * float(means.std()) * math.sqrt(2 / (2 * 4 * 2))
+    assert found.change.high - found.change.value == pytest.approx(reach)
+
+
 def test_nothing_judged_is_an_error(tmp_path: Path) -> None:
     group = RolloutGroup([rollout("1+1", None, version=0, place=0) for _ in range(4)])
     table = rollouts_table([group], step=1, places=[0], temperature=1.0)
@@ -222,6 +236,12 @@ def exactly(value: float) -> Estimate:
             {"drift": Drift(exactly(1.0), 40.0, 1.0, 9)},
             "far from the base",
         ),
+        (
+            "probe_falls",
+            {"probe": Probe({0: [0.5, 0.3]}, Estimate(-0.2, -0.3, -0.1), 0)},
+            {"probe": Probe({0: [0.5, 0.3]}, Estimate(-0.2, -0.5, 0.1), 0)},
+            "reward fell",
+        ),
         ("errors", {"errored": 0.02}, {"errored": 0.01}, "2.0 % of the rewards"),
         (
             "few_prompts",
@@ -256,7 +276,8 @@ def test_advice_has_the_numbers_to_set() -> None:
 
 def test_the_page_the_json_and_the_terminal_say_the_same(files: list[Path], tmp_path: Path) -> None:
     config = run_config()
-    found = readiness(files, config)
+    steps = {seed: [{"rl/reward/mean": 0.1 * step} for step in range(4)] for seed in (0, 7)}
+    found = readiness(files, config, {"probe": steps})
     write_readiness(
         found, tmp_path, config=config, measured={"reload_gap": 2e-7, "engine_gap": None}
     )
@@ -268,9 +289,11 @@ def test_the_page_the_json_and_the_terminal_say_the_same(files: list[Path], tmp_
     assert tree["verdict"] in page
     assert tree["verdict"] in text
     assert "mixed groups     50 % [" in text
+    assert "probe            mean reward +0.200 [-" in text
+    assert "2 of 2 seeds rose: too short to tell" in text
     assert "reload: log-probs within 2e-07 nats of the trainer's; engine: not compared" in text
     for each in tree["advice"]:
         assert each["headline"] in page
         assert f"! {each['headline']}" in text
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "http" not in page.replace("http://www.w3.org/", "")  # self-contained
