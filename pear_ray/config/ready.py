@@ -36,4 +36,4 @@ class ReadyConfig(Section):
     """A short RL from the checkpoint, with several seeds; none unless this is set. Its models are
     not kept."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Level of the bootstrap intervals over problems."""
+    """Level of the intervals over problems."""

@@ -191,18 +191,18 @@ def _outcomes(counts: Sequence[tuple[int, int]], config: RunConfig) -> dict[str,
     """What the judged and right completions of each prompt say, as fields of `Readiness`."""
 
     def over_prompts(values: Sequence[float]) -> Estimate:
-        return _estimate(values, seed=config.seed, confidence=config.ready.confidence)
+        return _estimate(values, seed=config.seed, confidence=confidence)
 
-    size = config.rl.group_size
+    size, confidence = config.rl.group_size, config.ready.confidence
     return {
         # Of a prompt with errored rewards only up to as many as were judged.
         "pass_at": {
             k: over_prompts([pass_at_k(n, c, k) for n, c in counts if n >= k])
             for k in range(1, max(n for n, _ in counts) + 1)
         },
-        "mixed": over_prompts([float(0 < c < n) for n, c in counts]),
-        "always_fail": over_prompts([float(c == 0) for _, c in counts]),
-        "always_pass": over_prompts([float(c == n) for n, c in counts]),
+        "mixed": share([0 < c < n for n, c in counts], confidence=confidence),
+        "always_fail": share([c == 0 for _, c in counts], confidence=confidence),
+        "always_pass": share([c == n for n, c in counts], confidence=confidence),
         "mixed_at": {each: _mixed_at(counts, each) for each in sorted({*GROUP_SIZES, size})},
         "correct_counts": [sum(c == wanted for _, c in counts) for wanted in range(size + 1)],
     }
@@ -324,6 +324,15 @@ def _probe(
     reach = NormalDist().inv_cdf((1 + config.ready.confidence) / 2) * error
     mean = float(np.mean(changes))
     return Probe(rewards, Estimate(mean, mean - reach, mean + reach), sum(c > 0 for c in changes))
+
+
+def share(held: Sequence[bool], *, confidence: float) -> Estimate:
+    """The share that holds, with Wilson's interval: unlike the bootstrap's, no point at 0 or 1."""
+    num = len(held)
+    value, z = sum(held) / num, NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (value + z**2 / (2 * num)) / (1 + z**2 / num)
+    reach = z / (1 + z**2 / num) * (value * (1 - value) / num + z**2 / (4 * num**2)) ** 0.5
+    return Estimate(value, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
 def _estimate(values: Sequence[float], *, seed: int, confidence: float) -> Estimate:

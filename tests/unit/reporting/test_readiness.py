@@ -17,7 +17,7 @@ from pear_ray.errors import ArtifactError
 from pear_ray.records import RolloutGroup
 from pear_ray.reporting.load import Estimate
 from pear_ray.reporting.readiness.advice import readiness_advice, verdict
-from pear_ray.reporting.readiness.numbers import Drift, Probe, Readiness, readiness
+from pear_ray.reporting.readiness.numbers import Drift, Probe, Readiness, readiness, share
 from pear_ray.reporting.readiness.page import readiness_text, write_readiness
 
 GAMES = {"games": [{"name": "chain_sum"}], "size": 8}
@@ -129,6 +129,16 @@ def test_drift_is_a_token_mean(files: list[Path]) -> None:
     assert drift.kl_per_token.low <= 8 / 40 <= drift.kl_per_token.high
     assert drift.kl_per_completion == pytest.approx(8 / 3)
     assert drift.k3_per_token == pytest.approx(8 / 40)
+
+
+def test_a_share_of_none_is_no_certainty() -> None:
+    """Wilson (1927): z^2 / (n + z^2) above none of n, and the same from the other side."""
+    none, each = share([False] * 10, confidence=0.95), share([True] * 10, confidence=0.95)
+    assert (none.value, none.low) == (0.0, pytest.approx(0.0, abs=1e-12))
+    assert none.high == pytest.approx(1.959964**2 / (10 + 1.959964**2), rel=1e-6)
+    assert (each.value, each.low) == (1.0, pytest.approx(1 - none.high))
+    half = share([True, False], confidence=0.95)
+    assert half.high - 0.5 == pytest.approx(0.5 - half.low)
 
 
 def test_the_probe_by_hand(files: list[Path]) -> None:
