@@ -273,7 +273,7 @@ def test_rl_refuses_a_checkpoint_that_was_changed_since_sft(finished: Path, tmp_
 
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (model / "handover.json").unlink()
-    run_to_end(tmp_path, "rl", "--rollouts-only", "rl.num_steps=1")
+    run_to_end(tmp_path, "rl", "rl.num_steps=1", "--rollouts-only")
     records = read_metrics(tmp_path / "small" / "metrics.jsonl")
     warned = [r for r in records if isinstance(r, EventRecord) and r.event == "warning"]
     assert any("has no handover.json" in each.message for each in warned)
