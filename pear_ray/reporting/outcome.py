@@ -27,6 +27,7 @@ from pear_ray.reporting.plot import (
 from pear_ray.reporting.words import CHECKPOINT_WORDS, metric_words, pass_at_k_names
 
 SHOWN_CHARS = 1200  # of a completion: the start and the end carry the reasoning and the answer
+_PASSES_SIDE_BY_SIDE = 3
 _COLOURS = {"base": GREY, "sft": BLUE, "rl": ORANGE}
 _K_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _IMPROVED, _NOT_IMPROVED = 3, 1
@@ -54,11 +55,18 @@ class ExampleProblem:
     samples: list[Sample]
 
 
+def has_many_passes(evaluation: Evaluation) -> bool:
+    """Whether the figure of pass@k spans the page: fewer bars are read at half its width."""
+    done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
+    return len(pass_at_k_names(evaluation.checkpoints[done[-1]])) > _PASSES_SIDE_BY_SIDE
+
+
 def pass_at_k(evaluation: Evaluation, *, named: bool) -> Chart:
     """pass@k of every checkpoint with its interval, `named` by its suite where there are more."""
     done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
     metrics = pass_at_k_names(evaluation.checkpoints[done[-1]])
-    figure, axes = new_axes(x_label="", y_label="fraction of problems", wide=True)
+    is_wide = has_many_passes(evaluation)
+    figure, axes = new_axes(x_label="", y_label="fraction of problems", wide=is_wide)
     width = 0.8 / len(done)
     for index, name in enumerate(done):
         estimates = [evaluation.checkpoints[name][metric] for metric in metrics]

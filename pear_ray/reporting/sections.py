@@ -67,7 +67,9 @@ def build_sections(data: RunData) -> list[Section]:
 def _outcome(data: RunData) -> Section:
     section = Section("outcome", "Outcome")
     evaluated = [each for each in data.suites if each.checkpoints]
-    section.wide += [outcome.pass_at_k(each, named=len(evaluated) > 1) for each in evaluated]
+    for each in evaluated:
+        row = section.wide if outcome.has_many_passes(each) else section.charts
+        row.append(outcome.pass_at_k(each, named=len(evaluated) > 1))
     return section
 
 

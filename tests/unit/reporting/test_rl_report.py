@@ -9,8 +9,9 @@ from synthetic_run import CONFIG
 
 from pear_ray.config.run import dump_run, validate_run
 from pear_ray.reporting import rl_figures, rl_health_figures, time_figures
-from pear_ray.reporting.load import load_run_data
-from pear_ray.reporting.plot import has_spikes
+from pear_ray.reporting.load import Estimate, Evaluation, load_run_data
+from pear_ray.reporting.outcome import pass_at_k
+from pear_ray.reporting.plot import WIDTH_IN, has_spikes
 from pear_ray.reporting.sections import build_sections
 from pear_ray.reporting.training_figures import grad_norm
 from pear_ray.telemetry.metrics_log import MetricsLog
@@ -297,3 +298,12 @@ def test_steps_that_are_not_finite_leave_gaps(run):
     paths = [path for each in drawn for path in re.findall(r' d="(.*?)"', each.svg, re.DOTALL)]
     assert paths
     assert not [path for path in paths if "nan" in path.lower()]
+
+
+@pytest.mark.parametrize(("num_passes", "is_wide"), [(3, False), (4, True)])
+def test_many_passes_span_the_page(num_passes, is_wide):
+    passes = {f"pass_at_{2**k}": Estimate(0.5, 0.4, 0.6) for k in range(num_passes)}
+    shape = {"num_problems": 9, "num_samples": 8, "temperature": 1.0, "max_tokens": 9}
+    evaluation = Evaluation(**shape, confidence=0.95, checkpoints={"base": passes, "rl": passes})
+    (width,) = re.findall(r'viewBox="0 0 ([\d.]+) ', pass_at_k(evaluation).svg)
+    assert float(width) == pytest.approx(72 * WIDTH_IN * (2 if is_wide else 1))

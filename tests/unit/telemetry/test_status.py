@@ -83,7 +83,11 @@ def test_a_folder_that_is_no_run_is_refused_and_runs_in_it_are_named(tmp_path):
 def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
     log = MetricsLog(tmp_path, run="demo", stage="rl", attempt=1)
     log.event("stage_started", "")
-    log.log({"rl/reward/mean": 0.5, "rl/tokens_per_s": 1234.0}, step=4, num_steps=40)
+    log.log(
+        {"rl/reward/mean": 0.5, "rl/correct_fraction": 0.25, "rl/tokens_per_s": 1234.0},
+        step=4,
+        num_steps=40,
+    )
     log.event("warning", "mismatch [bold]gap[/bold]")
     (tmp_path / "rl").mkdir()
     said = PhaseWriter(tmp_path / "rl")
@@ -98,7 +102,7 @@ def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
         "4/40",
         "1,234",
         "rl/reward/mean 0.500",
-        "in train for 0 s",
+        "\nrl: correct 0.250, in train for 0 s\n",
         "[bold]gap[/bold]",
     ):
         assert part in text
