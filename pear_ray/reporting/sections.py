@@ -46,6 +46,8 @@ def _outcome(data: RunData) -> Section:
     section = Section("outcome", "Outcome")
     evaluated = [each for each in data.suites if each.checkpoints]
     section.wide += [outcome.pass_at_k(each, named=len(evaluated) > 1) for each in evaluated]
+    if table := outcome.paired_table(data):
+        section.tables.append(table)
     return section
 
 
