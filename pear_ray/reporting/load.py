@@ -17,6 +17,7 @@ from pear_ray.config.evaluate import MAIN_SUITE
 from pear_ray.config.run import RunConfig, load_run
 from pear_ray.errors import ArtifactError, ConfigError, InputError
 from pear_ray.records import STAGES
+from pear_ray.reporting.paired import Counts, load_counts
 from pear_ray.telemetry.metrics_log import (
     METRICS_FILE,
     EventKind,
@@ -93,6 +94,7 @@ class RunData:
     weights: WeightSamples | None
     suites: list[Evaluation]
     samples_path: Path | None
+    counts: dict[tuple[str, str], Counts]
     rollouts_path: Path
     missing: dict[str, str]
 
@@ -149,6 +151,7 @@ def load_run_data(run_dir: Path) -> RunData:
         weights=attempt("weights", lambda: _load_weights(run_dir / "sft")),
         suites=attempt("evaluation", lambda: load_suites(run_dir / "evaluate")) or [],
         samples_path=samples_path if samples_path.exists() else None,
+        counts=load_counts(samples_path) if samples_path.exists() else {},
         rollouts_path=run_dir / "rl" / ROLLOUTS,
         missing=missing,
     )

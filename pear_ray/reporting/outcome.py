@@ -1,5 +1,6 @@
 """What the run achieved: pass@k before and after each stage, and completions to read."""
 
+import itertools
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import pyarrow.parquet as pq
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES
 from pear_ray.records import FinishReason, RewardStatus
 from pear_ray.reporting.load import CHECKPOINTS, Evaluation, RunData
+from pear_ray.reporting.page import Table
+from pear_ray.reporting.paired import difference_words, problem_counts
 from pear_ray.reporting.plot import (
     BLUE,
     GREEN,
@@ -24,7 +27,12 @@ from pear_ray.reporting.plot import (
     note,
     whole_steps,
 )
-from pear_ray.reporting.words import CHECKPOINT_WORDS, metric_words, pass_at_k_names
+from pear_ray.reporting.words import (
+    CHECKPOINT_WORDS,
+    metric_words,
+    paired_change,
+    pass_at_k_names,
+)
 
 SHOWN_CHARS = 1200  # of a completion: the start and the end carry the reasoning and the answer
 _PASSES_SIDE_BY_SIDE = 3
@@ -91,12 +99,36 @@ def pass_at_k(evaluation: Evaluation, *, named: bool) -> Chart:
     legend(axes)
     caption = (
         "Held-out problems, the same for every checkpoint; bars end at the estimate, whiskers "
-        f"span the {100 * evaluation.confidence:g} % interval over problems: only where whiskers "
-        "do not overlap does this evaluation tell two checkpoints apart."
+        f"span the {100 * evaluation.confidence:g} % interval over problems. Whether two "
+        "checkpoints are told apart is a question to their paired difference, where there is one."
     )
     title = "pass@k before and after each stage"
     title = f"{title}: {evaluation.suite}" if named else title
     return chart(figure, title=title, caption=caption)
+
+
+def paired_table(data: RunData) -> Table | None:
+    """How each pass@k differs between checkpoints, problem by problem; None where nothing does."""
+    names = pass_at_k_names(
+        {name for each in data.suites for found in each.checkpoints.values() for name in found}
+    )
+    rows = []
+    for evaluation in data.suites:
+        done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
+        for before, after in itertools.combinations(done, 2):
+            found = [
+                paired_change(evaluation, data.counts, name, before, after)
+                if name in evaluation.checkpoints[after]
+                else None
+                for name in names
+            ]
+            if any(found):
+                words = f"{CHECKPOINT_WORDS[before]}, then {CHECKPOINT_WORDS[after]}"
+                suite = f"{evaluation.suite}: " if len(data.suites) > 1 else ""
+                cells = [f"{difference_words(e)}; {problem_counts(e)}" if e else "-" for e in found]
+                rows.append([f"{suite}{words}", *cells])
+    headers = [f"{metric_words(name)}: difference [interval], exact p" for name in names]
+    return Table(["paired by problem", *headers], rows) if rows else None
 
 
 def evaluated_while_training(data: RunData, stage: str) -> list[str]:
@@ -134,14 +166,17 @@ def pass_at_k_over_steps(data: RunData, stage: str) -> Chart:
     return chart(figure, title=title, caption=caption)
 
 
-def example_problems(path: Path) -> list[ExampleProblem]:
-    """A few problems with sample 0 of every checkpoint, chosen by rule.
+def example_problems(path: Path, suite: str) -> list[ExampleProblem]:
+    """A few problems of a suite with sample 0 of every checkpoint, chosen by rule.
 
     The first problems, by id, whose sample 0 the last checkpoint got right and the first did not;
     then the first that the last checkpoint got wrong.
     """
     names = ["checkpoint", "problem_id", "sample_index", "reward_status"]
-    table = pq.read_table(path, columns=names)
+    # Two suites may ask the same problem; tables from before there were suites are of one.
+    has_suites = "suite" in pq.read_schema(path).names
+    in_suite: list[tuple[str, str, object]] = [("suite", "==", suite)] if has_suites else []
+    table = pq.read_table(path, columns=names, filters=in_suite or None)
     rows = list(zip(*(table[name].to_pylist() for name in names), strict=True))
     num_right = Counter((c, p) for c, p, _, status in rows if status == RewardStatus.OK)
     num_samples = Counter((c, p) for c, p, _, _ in rows)
@@ -150,7 +185,7 @@ def example_problems(path: Path) -> list[ExampleProblem]:
         if index == 0:
             first_samples[problem][checkpoint] = status
     chosen = _choose(first_samples)
-    filters = [("problem_id", "in", chosen), ("sample_index", "==", 0)]
+    filters = [*in_suite, ("problem_id", "in", chosen), ("sample_index", "==", 0)]
     shown = pq.read_table(path, filters=filters) if chosen else EVALUATION_SAMPLES.empty_table()
     by_key = {(row["problem_id"], row["checkpoint"]): row for row in shown.to_pylist()}
     return [

@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
+from pear_ray.config.evaluate import MAIN_SUITE
 from pear_ray.errors import ArtifactError
 from pear_ray.reporting.load import CHECKPOINTS, Evaluation, RunData, load_run_data
-from pear_ray.reporting.outcome import example_problems
+from pear_ray.reporting.outcome import ExampleProblem, example_problems
 from pear_ray.reporting.page import Table, render_page, write_page
 from pear_ray.reporting.rollouts.page import ShownStep, shown_steps
 from pear_ray.reporting.sections import build_sections
@@ -42,13 +43,13 @@ def render_report(data: RunData) -> str:
         name=data.name,
         made=time.strftime("%Y-%m-%d %H:%M %Z"),
         facts=_facts(data),
-        verdict=verdicts(data.suites),
+        verdict=verdicts(data.suites, data.counts),
         no_verdict=data.missing.get("evaluation", "the evaluation holds no checkpoint"),
         suites=[(each, suite_words(each), _summary(each)) for each in data.suites],
         sections=build_sections(data),
         steps=steps,
         no_steps=no_steps,
-        problems=example_problems(data.samples_path) if data.samples_path else [],
+        problems=_examples(data),
         warnings=[
             (time.strftime("%H:%M:%S", time.localtime(w.time)), w.stage, w.message)
             for w in data.warnings[-SHOWN_WARNINGS:]
@@ -59,6 +60,12 @@ def render_report(data: RunData) -> str:
         stages=_stages(data),
         versions=_versions(data),
     )
+
+
+def _examples(data: RunData) -> list[ExampleProblem]:
+    """Completions of the first suite, where there are any."""
+    suite = data.suites[0].suite if data.suites else MAIN_SUITE
+    return example_problems(data.samples_path, suite) if data.samples_path else []
 
 
 def _rollouts(data: RunData) -> tuple[list[ShownStep], str]:

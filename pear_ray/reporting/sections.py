@@ -70,6 +70,8 @@ def _outcome(data: RunData) -> Section:
     for each in evaluated:
         row = section.wide if outcome.has_many_passes(each) else section.charts
         row.append(outcome.pass_at_k(each, named=len(evaluated) > 1))
+    if table := outcome.paired_table(data):
+        section.tables.append(table)
     return section
 
 

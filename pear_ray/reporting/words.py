@@ -1,9 +1,14 @@
 """What a report says in words. It never claims more than the intervals carry."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pear_ray.reporting.load import CHECKPOINTS, Estimate, Evaluation
+from pear_ray.reporting.paired import Counts, difference_words, pair, problem_counts
+
+if TYPE_CHECKING:
+    from pear_ray.algorithms.paired import PairedDifference
 
 CHECKPOINT_WORDS = {"base": "base model", "sft": "after SFT", "rl": "after RL"}
 _METRIC_WORDS = {
@@ -62,13 +67,31 @@ def overlap(one: Estimate, other: Estimate) -> bool:
     return one.low <= other.high and other.low <= one.high
 
 
-def change_sentence(name: str, before: tuple[str, Estimate], after: tuple[str, Estimate]) -> str:
-    """How a metric changed between two checkpoints, and whether the intervals tell them apart."""
+def change_sentence(
+    name: str,
+    before: tuple[str, Estimate],
+    after: tuple[str, Estimate],
+    paired: "PairedDifference | None" = None,
+) -> str:
+    """How a metric changed between two checkpoints, and whether this evaluation tells them apart.
+
+    By the interval of the difference, problem by problem, where there is one; else by whether the
+    two intervals overlap.
+    """
     (before_name, old), (after_name, new) = before, after
     numbers = (
         f"from {estimate_words(old)} {_where(before_name)} to {estimate_words(new)} "
         f"{_where(after_name)}"
     )
+    if paired is not None:
+        words = f"{difference_words(paired)} ({problem_counts(paired)})"
+        if paired.is_told_apart:
+            verb = "rose" if paired.value > 0 else "fell"
+            return f"{metric_words(name)} {verb} {numbers}; paired by problem: {words}."
+        return (
+            f"{metric_words(name)} went {numbers}; paired by problem: {words}, so this evaluation "
+            "does not tell them apart."
+        )
     if overlap(old, new):
         return (
             f"{metric_words(name)} went {numbers}: the intervals overlap, so this evaluation does "
@@ -103,21 +126,23 @@ def problem_words(evaluation: Evaluation) -> str:
             return ""
 
 
-def verdicts(suites: Sequence[Evaluation]) -> list[str]:
+def verdicts(suites: Sequence[Evaluation], counts: Mapping[tuple[str, str], Counts]) -> list[str]:
     """The run's outcome on every suite that holds a checkpoint; of several each is named."""
     return [
         f"{evaluation.suite}: {sentence}" if len(suites) > 1 else sentence
         for evaluation in suites
         if evaluation.checkpoints
-        for sentence in verdict(evaluation)
+        for sentence in verdict(evaluation, counts)
     ]
 
 
-def verdict(evaluation: Evaluation) -> list[str]:
+def verdict(
+    evaluation: Evaluation, counts: Mapping[tuple[str, str], Counts] | None = None
+) -> list[str]:
     """The run's outcome, the most telling sentence first: the last stage's change of pass@1.
 
     Then pass@k for larger k over the same stage, then each from the base model, then how many
-    rewards are unknown.
+    rewards are unknown. `counts` are the samples of each problem, where they are known.
     """
     done = [name for name in CHECKPOINTS if name in evaluation.checkpoints]
     metrics = pass_at_k_names(evaluation.checkpoints[done[-1]])
@@ -136,11 +161,28 @@ def verdict(evaluation: Evaluation) -> list[str]:
             name,
             (before, evaluation.checkpoints[before][name]),
             (after, evaluation.checkpoints[after][name]),
+            paired_change(evaluation, counts or {}, name, before, after),
         )
         for before, after in pairs
         for name in metrics
     ]
     return sentences + _unknown_rewards(evaluation, done)
+
+
+def paired_change(
+    evaluation: Evaluation,
+    counts: Mapping[tuple[str, str], Counts],
+    name: str,
+    before: str,
+    after: str,
+) -> "PairedDifference | None":
+    """How the pass@k `name` differs between two checkpoints of a run, problem by problem."""
+    return pair(
+        counts.get((evaluation.suite, before)),
+        counts.get((evaluation.suite, after)),
+        k=int(name.removeprefix("pass_at_")),
+        confidence=evaluation.confidence,
+    )
 
 
 def _unknown_rewards(evaluation: Evaluation, done: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pear_ray.errors import InputError
 from pear_ray.reporting.comparison.config_diff import differing_settings
+from pear_ray.reporting.comparison.pairs import paired_tables
 from pear_ray.reporting.comparison.parts import build_parts
 from pear_ray.reporting.comparison.runs import (
     ComparedRun,
@@ -76,6 +77,7 @@ def render_comparison(runs: Sequence[ComparedRun]) -> str:
         figures=[each.header for each in shown],
         rows=rows,
         passes=[(suite, _passes(runs, suite)) for suite in suite_names(runs)],
+        pairs=paired_tables(runs),
         parts=build_parts(runs),
         configs=[(run.label, str(run.run_dir), run.config_text) for run in runs],
     )

@@ -11,6 +11,7 @@ from pear_ray.config.yaml12 import YamlError, parse
 from pear_ray.errors import ArtifactError, InputError
 from pear_ray.records import STAGES
 from pear_ray.reporting.load import CONFIG_FILE, Evaluation, Floats, load_suites, series
+from pear_ray.reporting.paired import Counts, load_counts
 from pear_ray.telemetry.metrics_log import (
     METRICS_FILE,
     EventKind,
@@ -36,6 +37,7 @@ class ComparedRun:
         metrics: Per stage, one record per step.
         manifests: Of the stages that are complete.
         suites: What it was evaluated on, if on anything, by name.
+        counts: Its samples of each problem, by suite and checkpoint.
         num_warnings: Warnings of `sft` and `rl`.
         notes: What is not as in a run that went through.
     """
@@ -47,6 +49,7 @@ class ComparedRun:
     metrics: dict[str, list[MetricRecord]]
     manifests: dict[str, Manifest]
     suites: dict[str, Evaluation]
+    counts: dict[tuple[str, str], Counts]
     num_warnings: int
     notes: list[str]
 
@@ -192,6 +195,7 @@ def _load(run_dir: Path, label: str) -> ComparedRun:
     manifests = {stage: read_manifest(run_dir / stage) for stage in STAGES}
     notes = list(_unfinished(run_dir, metrics, records))
     suites: list[Evaluation] = []
+    samples = run_dir / "evaluate" / "samples.parquet"
     if (run_dir / "evaluate" / "results.json").exists():
         try:
             suites = load_suites(run_dir / "evaluate")
@@ -205,6 +209,7 @@ def _load(run_dir: Path, label: str) -> ComparedRun:
         metrics=metrics,
         manifests={stage: made for stage, made in manifests.items() if made},
         suites={each.suite: each for each in suites},
+        counts=load_counts(samples) if samples.exists() else {},
         num_warnings=sum(
             isinstance(r, EventRecord) and r.event is EventKind.WARNING and r.stage in _TRAINED
             for r in records

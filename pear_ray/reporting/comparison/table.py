@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pear_ray.reporting.comparison.config_diff import Setting, differing_settings
+from pear_ray.reporting.comparison.pairs import paired_runs
 from pear_ray.reporting.comparison.runs import ComparedRun, shared_notes
 from pear_ray.reporting.load import CHECKPOINTS
 from pear_ray.telemetry.view import duration
@@ -50,6 +51,7 @@ def comparison_tree(runs: Sequence[ComparedRun]) -> dict[str, Any]:
                 "settings": {setting.key: setting.values[place] for setting in settings},
                 "figures": {each.name: _or_none(each.of(run)) for each in figures},
                 "evaluation": _evaluated(run),
+                "minus_first": _paired(runs[0], run) if place else {},
                 "notes": run.notes,
             }
             for place, run in enumerate(runs)
@@ -120,6 +122,21 @@ def _evaluated(run: ComparedRun) -> dict[str, Any]:
             if checkpoint in CHECKPOINTS
         }
         for suite, evaluation in run.suites.items()
+    }
+
+
+def _paired(first: ComparedRun, run: ComparedRun) -> dict[str, Any]:
+    """pass@1 minus the first run's, problem by problem, by suite and checkpoint."""
+    return {
+        suite: {name: asdict(each) for name, each in found.items()}
+        for suite in run.suites
+        if (
+            found := {
+                name: each
+                for name in CHECKPOINTS
+                if (each := paired_runs(first, run, suite, name)) is not None
+            }
+        )
     }
 
 

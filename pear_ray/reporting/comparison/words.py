@@ -1,8 +1,10 @@
 """What a comparison says of its runs in sentences. It never claims more than the intervals."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from pear_ray.reporting.comparison.pairs import paired_runs
 from pear_ray.reporting.comparison.runs import (
     ComparedRun,
     evaluated_on,
@@ -11,9 +13,15 @@ from pear_ray.reporting.comparison.runs import (
 )
 from pear_ray.reporting.comparison.table import last_value
 from pear_ray.reporting.load import CHECKPOINTS, Estimate
+from pear_ray.reporting.paired import difference_words
 from pear_ray.reporting.words import CHECKPOINT_WORDS, estimate_words, metric_words, overlap
 
+if TYPE_CHECKING:
+    from pear_ray.algorithms.paired import PairedDifference
+
 _OUTCOME = "pass_at_1"
+_ONE_RUN = "Intervals of pass@k are over the problems of one run each, not over seeds"
+_CHOSEN = ", and not corrected for the choice of the highest among several"
 _MOST_LISTED = 4  # the figure of estimates shows all
 _NO_INTERVAL = "one run each, so no interval: another seed may order them otherwise"
 _NO_MEASURE = (
@@ -48,15 +56,33 @@ def _pass_at_1(runs: Sequence[ComparedRun], suite: str) -> Iterator[str]:
             if _OUTCOME in evaluation.checkpoints.get(checkpoint, {})
         }
         if len(found) > 1:
-            yield compared(found, where=CHECKPOINT_WORDS[checkpoint])
-            yield "Intervals of pass@k are over the problems of one run each, not over seeds."
+            best = max(found, key=lambda label: found[label].value)
+            by_label = {run.label: run for run in runs}
+            paired = {
+                label: each
+                for label in found
+                if label != best
+                and (each := paired_runs(by_label[label], by_label[best], suite, checkpoint))
+            }
+            yield compared(found, where=CHECKPOINT_WORDS[checkpoint], paired=paired)
+            yield _ONE_RUN + (_CHOSEN if len(found) > 2 else "") + "."  # noqa: PLR2004 - a pair
             return
 
 
-def compared(found: dict[str, Estimate], *, where: str) -> str:
-    """Which run's pass@1 is highest, and which intervals tell others apart from it."""
+def compared(
+    found: dict[str, Estimate],
+    *,
+    where: str,
+    paired: Mapping[str, "PairedDifference"] | None = None,
+) -> str:
+    """Which run's pass@1 is highest, and from which others this evaluation tells it apart.
+
+    `paired` holds the differences from the highest, problem by problem, of those that have one;
+    of the others the intervals decide.
+    """
     best = max(found, key=lambda label: found[label].value)
-    others = [label for label in found if label != best]
+    pairs = paired or {}
+    others = [label for label in found if label not in (best, *pairs)]
     alike = [label for label in others if overlap(found[label], found[best])]
     below = [label for label in others if label not in alike]
     words = f"{metric_words(_OUTCOME)} ({where}) is highest for {best}, "
@@ -65,6 +91,14 @@ def compared(found: dict[str, Estimate], *, where: str) -> str:
         words += f"; its interval overlaps with that of {_listed(alike)}: not told apart"
     if below:
         words += f"; the interval lies below it for {_listed(below)}"
+    apart = [label for label, each in pairs.items() if each.is_told_apart]
+    for labels, said in (
+        ([label for label in pairs if label not in apart], "not told apart from"),
+        (apart, "above"),
+    ):
+        if labels:
+            told = [f"{label} ({difference_words(pairs[label])})" for label in labels]
+            words += f"; paired by problem it is {said} {_listed(told)}"
     return f"{words}."
 
 

@@ -55,8 +55,8 @@ def elements(html):
 
 def test_the_page_says_the_numbers_of_the_evaluation(html):
     assert (
-        "<p>pass@1 rose from 0.214 [0.180, 0.249] after SFT to 0.550 [0.508, 0.592] after RL: "
-        "the intervals do not overlap.</p>" in html
+        "<p>pass@1 rose from 0.214 [0.180, 0.249] after SFT to 0.550 [0.508, 0.592] after RL; "
+        "paired by problem: +0." in html
     )
     assert "<td>0.820 [0.776, 0.868]</td>" in html
     assert "<td>3.1 % [2.0, 4.4]</td>" in html
@@ -69,7 +69,7 @@ def test_overlapping_intervals_make_no_claim_on_the_page(tmp_path):
     write_report(tmp_path / "run", tmp_path / "report.html")
     head = (tmp_path / "report.html").read_text().partition('<div class="verdict">')[2]
     first = re.search(r"<p>(.*?)</p>", head).group(1)
-    assert first.endswith("the intervals overlap, so this evaluation does not tell them apart.")
+    assert first.endswith("worse), so this evaluation does not tell them apart.")
 
 
 def test_the_page_is_one_file_without_network_or_script(html):
