@@ -68,17 +68,17 @@ def make_loop(dies_at: tuple[int, ...]) -> Callable[[dict[str, Any]], None]:
 
         from pear_ray.distributed.rl_loop import GrpoWorker, rl_loop
 
-        train = GrpoWorker.train
+        update = GrpoWorker.update
 
-        def train_or_die(self: GrpoWorker, groups: Any) -> Any:
+        def update_or_die(self: GrpoWorker, minibatches: Any) -> Any:
             step = self.trainer.step_count + 1
             died = job["run_dir"] / f"died-{step}"
             if step in dies_at and dist.get_rank() == 0 and not died.exists():
                 died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return train(self, groups)
+            return update(self, minibatches)
 
-        GrpoWorker.train = train_or_die
+        GrpoWorker.update = update_or_die
         rl_loop(job)
 
     return loop
