@@ -304,6 +304,9 @@ def test_steps_that_are_not_finite_leave_gaps(run):
 def test_many_passes_span_the_page(num_passes, is_wide):
     passes = {f"pass_at_{2**k}": Estimate(0.5, 0.4, 0.6) for k in range(num_passes)}
     shape = {"num_problems": 9, "num_samples": 8, "temperature": 1.0, "max_tokens": 9}
-    evaluation = Evaluation(**shape, confidence=0.95, checkpoints={"base": passes, "rl": passes})
-    (width,) = re.findall(r'viewBox="0 0 ([\d.]+) ', pass_at_k(evaluation).svg)
+    evaluation = Evaluation(
+        "main", {}, **shape, confidence=0.95, checkpoints={"base": passes, "rl": passes}
+    )
+    drawn = pass_at_k(evaluation, named=False)
+    (width,) = re.findall(r'viewBox="0 0 ([\d.]+) ', drawn.svg)
     assert float(width) == pytest.approx(72 * WIDTH_IN * (2 if is_wide else 1))
