@@ -1,6 +1,7 @@
 """One in-process vLLM engine: samples completions, scores given ids, takes new weights."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from vllm import LLM, SamplingParams
 from vllm.config import ModelConfig, WeightTransferConfig
+from vllm.distributed.device_communicators import cpu_communicator
 from vllm.outputs import CompletionOutput
 
 from pear_ray.engines.policy import Policy
@@ -25,6 +27,8 @@ from pear_ray.errors import EngineError, OutOfMemoryError
 from pear_ray.records import Completion, FinishReason
 
 Memory = Literal["weights", "kv_cache"]  # as vLLM tags what sleeps
+# There is no public name for it.
+_vllms_name = cpu_communicator._CPUSHMDistributed.make_group_name  # noqa: SLF001
 
 
 class VllmEngine:
@@ -33,6 +37,8 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, *, takes_weights: bool = False) -> None:
         self.spec = spec
         transfer = WeightTransferConfig(backend=weights.BACKEND) if takes_weights else None
+        if spec.spans_ranks and spec.device == "cpu":
+            _name_shared_memory_by_port()
         try:
             self.llm = LLM(
                 spec.model,
@@ -205,6 +211,19 @@ class VllmEngine:
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             finish_reason=FinishReason(sample.finish_reason),
         )
+
+
+def _name_shared_memory_by_port() -> None:
+    """Give the memory that an engine's ranks share a name that no other group of ranks has.
+
+    vLLM 0.32 takes the name from an address, which is always `env://` here: what a killed run left
+    behind, and any other run beside it, would keep the engine from starting.
+    """
+    cpu_communicator._CPUSHMDistributed.make_group_name = staticmethod(  # noqa: SLF001
+        lambda communicator: (
+            f"/{os.environ['MASTER_PORT']}{_vllms_name(communicator).removeprefix('//')}"
+        )
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
