@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis  # noqa: F401 - its plugin's own import, in the summary, fails on Python 3.11
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the first ray.init would write a token file
