@@ -72,10 +72,9 @@ def step_of_trl(folder: str, shape: str, how: str) -> dict[str, Any]:
         PrinterCallback,
         TrainerCallback,
     )
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
-    vllm = how.startswith("vllm")
-    if vllm:
+    if how.startswith("vllm"):
         mend_for_cpu()
     num_steps = WARM_UP + TIMED[shape]
     meter = Meter()
@@ -100,31 +99,7 @@ def step_of_trl(folder: str, shape: str, how: str) -> dict[str, Any]:
         reward_funcs=reward,
         train_dataset=Dataset.from_list(prompts()),
         callbacks=[Clock()],
-        args=GRPOConfig(
-            output_dir=str(Path(folder) / "trl"),
-            max_steps=num_steps,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            # All at once: 16 at a time took as long or longer on both models.
-            per_device_train_batch_size=PROMPTS * GROUP,
-            num_generations=GROUP,
-            max_completion_length=COMPLETION_TOKENS,
-            use_vllm=vllm,
-            vllm_mode="colocate",
-            vllm_max_model_length=MAX_MODEL_LEN,
-            vllm_importance_sampling_correction=how == "vllm",
-            generation_kwargs=(
-                {"ignore_eos": True} if vllm else {"min_new_tokens": COMPLETION_TOKENS}
-            ),
-            beta=0.0,  # no KL, no reference
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            logging_steps=1,
-        ),
+        args=trl_config(folder, how, max_steps=num_steps),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -136,6 +111,36 @@ def step_of_trl(folder: str, shape: str, how: str) -> dict[str, Any]:
         norms=[each["grad_norm"] for each in logs],
         gaps=[each[gap] for each in logs if gap in each],
         moved=fingerprint(model.parameters()) - before,
+    )
+
+
+def trl_config(folder: str, how: str, *, max_steps: int) -> Any:
+    """TRL's settings of the step that ours takes; `folder` and `how` as in `step_of_trl`."""
+    from trl import GRPOConfig
+
+    vllm = how.startswith("vllm")
+    return GRPOConfig(
+        output_dir=str(Path(folder) / "trl"),
+        max_steps=max_steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        # All at once: 16 at a time took as long or longer on both models.
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=COMPLETION_TOKENS,
+        use_vllm=vllm,
+        vllm_mode="colocate",
+        vllm_max_model_length=MAX_MODEL_LEN,
+        vllm_importance_sampling_correction=how == "vllm",
+        generation_kwargs=({"ignore_eos": True} if vllm else {"min_new_tokens": COMPLETION_TOKENS}),
+        beta=0.0,  # no KL, no reference
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
     )
 
 
