@@ -18,6 +18,7 @@ from pear_ray.config.evaluate import suites_of
 from pear_ray.config.run import RunConfig, dump_run
 from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
+from pear_ray.distributed.in_process import is_host
 from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.preflight import Models
 from pear_ray.records import HALF_STAGES, STAGES
@@ -183,8 +184,9 @@ def run(
     only: str | None = None,
     reuse_from: Sequence[Path] = (),
     rollouts: Path | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Path:
-    """Run all stages, or the stage `only`; the run's folder.
+    """Run all stages but those to `leave_out`, or the stage `only`; the run's folder.
 
     A stage that a run of `reuse_from` holds complete, made by the same settings and inputs, is
     taken over from there, and so is what `only` builds on. `rollouts` as in `plan`.
@@ -216,7 +218,8 @@ def run(
         attempt = run_dirs.next_attempt(run_dir)
         for stage in taken(stages, only):
             _take_over(config, run_dir, stage, attempt=attempt)
-        _run_stages(config, run_dir, [s for s in stages if only in (None, s.name)], attempt=attempt)
+        wanted = [s for s in stages if only in (None, s.name) and s.name not in leave_out]
+        _run_stages(config, run_dir, wanted, attempt=attempt)
     return run_dir
 
 
@@ -256,7 +259,8 @@ def _run_stages(
     )
     with contextlib.ExitStack() as open_things:
         on_record = None
-        if any(s.name in ENGINE_STAGES and not s.is_made for s in stages):
+        # In a host the study around it shows where its runs are.
+        if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
             on_record = _connect(config, open_things)
         names = [stage.name for stage in stages]
         open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))

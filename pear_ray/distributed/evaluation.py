@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pear_ray.config.evaluate import PassAtKConfig, Suite, suites_of
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.in_process import open_engine
 from pear_ray.distributed.train_group import export
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.trainer import Trainer
@@ -203,9 +204,7 @@ def start_evaluation(
     settings = config.sft.pass_at_k
     if settings is None:
         return None
-    from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - seconds for SFT without
-
-    engine = VllmEngine(engine_spec(config, model, sleeps=True), takes_weights=True)
+    engine = open_engine(engine_spec(config, model, sleeps=True))
     engine.sleep()
     return TrainingEvaluation(config, settings, chat, engine=engine, stage_dir=stage_dir)
 

@@ -27,6 +27,7 @@ from pear_ray.distributed.capacity import (
     worker_environment,
 )
 from pear_ray.distributed.failures import engine_errors, quiet_ray_data
+from pear_ray.distributed.in_process import is_host
 from pear_ray.engines.backing_off import BackingOff
 from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.engines.scored_ids import OwnIds, ids_to_score
@@ -97,8 +98,11 @@ class BehaviorScorer:
         Raises:
             EngineError: A log-prob of a loss token is not finite, or above 0.
         """
-        blocks = [Block(**row) for row in batch.to_pylist()]
-        return pa.table({"rows": [self._score_block(block) for block in blocks]})
+        return pa.table({"rows": self.score_blocks([Block(**row) for row in batch.to_pylist()])})
+
+    def score_blocks(self, blocks: Sequence[Block]) -> list[int]:
+        """Score and write each block; how many rows that were."""
+        return [self._score_block(block) for block in blocks]
 
     def _score_block(self, block: Block) -> int:
         part = self._read_part(self._job.corpus, block.part)
@@ -182,7 +186,9 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
         # One source after the other: their engines need not fit beside each other.
         for source in job.models:
             todo = [block for block in left if block.source == source]
-            if todo:
+            if todo and is_host():
+                BehaviorScorer(job, source).score_blocks(todo)
+            elif todo:
                 for _ in _dataset(job, source, todo).iter_batches(batch_size=None):
                     pass
     return sum(block.num_rows for block in left) / (time.monotonic() - started)

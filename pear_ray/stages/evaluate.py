@@ -16,7 +16,7 @@ from pear_ray.config.rewards import describe
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.evaluation import Requests, evaluation_requests
-from pear_ray.distributed.samplers import SamplerPool
+from pear_ray.distributed.samplers import Samplers, open_samplers
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import resolve_model
@@ -53,7 +53,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             for rewards in distinct_rewards(evaluate)
         ]
         spec = engine_spec(config, base)
-        samplers = open_things.enter_context(SamplerPool(config, spec, stage="evaluate"))
+        samplers = open_things.enter_context(open_samplers(config, spec, stage="evaluate"))
         table = open_things.enter_context(
             TableWriter(stage_dir / "samples.parquet", EVALUATION_SAMPLES)
         )
@@ -99,7 +99,7 @@ def _counts(asked: Sequence[Requests], num_checkpoints: int) -> dict[str, int]:
     }
 
 
-def _sample(samplers: SamplerPool, asked: Requests) -> Sequence[Sequence[Completion]]:
+def _sample(samplers: Samplers, asked: Requests) -> Sequence[Sequence[Completion]]:
     return samplers.generate(
         asked.prompts,
         asked.sampling,
