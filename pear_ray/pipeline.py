@@ -14,7 +14,7 @@ from pear_ray import preflight
 from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.config.corpus import DatasetCorpus
-from pear_ray.config.evaluate import suites_of
+from pear_ray.config.evaluate import CHECKPOINTS, suites_of
 from pear_ray.config.run import RunConfig, dump_run
 from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
@@ -105,8 +105,9 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
     problems = content_of(config.rl.problems) | rates_content(config.rl)
     add("rl", [tree["rl"], group], sft=found["sft"], **problems)
-    # A run without suites is what it was before there were any.
-    settings = {key: each for key, each in tree["evaluate"].items() if key != "suites" or each}
+    # A run without them is what it was before there were any.
+    absent = {"suites": [], "checkpoints": [*CHECKPOINTS]}
+    settings = {key: each for key, each in tree["evaluate"].items() if each != absent.get(key, ())}
     suites = _suite_contents(config)
     add("evaluate", [settings, engine, config.seed], sft=found["sft"], rl=found["rl"], **suites)
     add("report", tree["name"], **found)

@@ -38,7 +38,8 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     log = MetricsLog(run_dir, run=config.name, stage="evaluate", attempt=attempt)
     stage_dir, evaluate = run_dir / "evaluate", config.evaluate
     base = resolve_model(config.models.policy)
-    checkpoints = {"base": base, "sft": run_dir / "sft" / "model", "rl": run_dir / "rl" / "model"}
+    folders = {"base": base, "sft": run_dir / "sft" / "model", "rl": run_dir / "rl" / "model"}
+    checkpoints = {name: folders[name] for name in folders if name in evaluate.checkpoints}
     for stage in ("sft", "rl"):
         manifest.require_manifest(run_dir / stage)
     chat = ChatTokenizer(base)
