@@ -5,15 +5,18 @@ process runs the same stages with the same loops: what differs is where the grou
 come from, and where checkpoints go.
 """
 
+import contextlib
 import dataclasses
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pear_ray.config.rewards import RewardConfig
 from pear_ray.engines.vllm.spec import EngineSpec
+from pear_ray.tasks.reward_pool import RewardPool
 
 if TYPE_CHECKING:
     from pear_ray.engines.vllm.engine import VllmEngine
@@ -26,6 +29,7 @@ class Host:
 
     def __init__(self) -> None:
         self.engine: VllmEngine | None = None
+        self.reward_pools: list[tuple[RewardConfig, RewardPool]] = []
         self.stage_dir: Path | None = None
 
 
@@ -82,6 +86,34 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
 
     load_checkpoint(host.engine, Path(spec.model), max_gap=MAX_GAP[spec.dtype])
     return host.engine
+
+
+def open_rewards(config: RewardConfig) -> RewardPool:
+    """A pool of verifiers; in a host the one that an earlier stage has left, if it is the same."""
+    if not _hosts:
+        return RewardPool(config)
+    pools = _hosts[0].reward_pools
+    for known, pool in pools:
+        if known == config and pool.is_open:
+            return pool
+    pools.append((config, RewardPool(config)))
+    return pools[-1][1]
+
+
+def close_rewards(pool: RewardPool) -> None:
+    """End the pool, unless this process is a host, which keeps it for its next stage."""
+    if not _hosts:
+        pool.close()
+
+
+@contextlib.contextmanager
+def reward_pool(config: RewardConfig) -> Iterator[RewardPool]:
+    """`open_rewards`, and at the end `close_rewards`."""
+    pool = open_rewards(config)
+    try:
+        yield pool
+    finally:
+        close_rewards(pool)
 
 
 def _is_like(there: EngineSpec, wanted: EngineSpec) -> bool:

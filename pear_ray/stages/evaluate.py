@@ -16,6 +16,7 @@ from pear_ray.config.rewards import describe
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.evaluation import Requests, evaluation_requests
+from pear_ray.distributed.in_process import reward_pool
 from pear_ray.distributed.samplers import Samplers, open_samplers
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.chat import ChatTokenizer
@@ -24,7 +25,6 @@ from pear_ray.engines.weights import MAX_GAP
 from pear_ray.records import Completion
 from pear_ray.tasks.judging import judge, sample_rows, summarise
 from pear_ray.tasks.problem_sets import content_of
-from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -50,7 +50,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         open_things.enter_context(ray_session(config.cluster))
         # Suites verified alike share a pool; all load while the engines start.
         pools = [
-            (rewards, open_things.enter_context(RewardPool(rewards)))
+            (rewards, open_things.enter_context(reward_pool(rewards)))
             for rewards in distinct_rewards(evaluate)
         ]
         spec = engine_spec(config, base)
