@@ -135,6 +135,31 @@ def check_corpus(config: RunConfig, models: Models) -> None:
         preview(find_parts(config.corpus), job)
 
 
+def check_source_weights(config: RunConfig, sources: Collection[str], *, of: str) -> None:
+    """See that `sft.weights` of kind by_source names the sources of the corpus, all and no other.
+
+    Args:
+        config: The run.
+        sources: Names of the corpus's sources.
+        of: Where they were found, for the message.
+
+    Raises:
+        ConfigError: A source has no weight, or a weight no source.
+    """
+    weights = config.sft.weights
+    if weights.kind != "by_source" or set(weights.weights) == set(sources):
+        return
+    unweighted = sorted(set(sources).difference(weights.weights))
+    unknown = sorted(set(weights.weights).difference(sources))
+    wrong = [f"no weight for {', '.join(unweighted)}"] if unweighted else []
+    wrong += [f"no row of {', '.join(unknown)}"] if unknown else []
+    raise ConfigError(
+        f"sft.weights.weights names {', '.join(sorted(weights.weights))}, and the sources of {of} "
+        f"are {', '.join(sorted(sources))}: {'; '.join(wrong)}; give each source of the corpus a "
+        "weight, and no other"
+    )
+
+
 def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> None:
     """Make every problem set that `stages` will use and see that prompts and completions fit.
 

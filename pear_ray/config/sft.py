@@ -167,6 +167,19 @@ def needs_initial_policy(config: SftConfig) -> bool:
     return reads_it and config.num_epochs > 0
 
 
+def describe_weights(weights: WeightsConfig) -> str:
+    """The weights in words, as reports show them."""
+    match weights:
+        case UniformWeights():
+            return "uniform (plain SFT)"
+        case BySourceWeights():
+            sources = ", ".join(f"{name} {each:g}" for name, each in weights.weights.items())
+            return f"by source: {sources}"
+        case PearWeights():
+            control = "" if weights.control == "none" else f", control {weights.control}"
+            return f"pear, {weights.level} level{control}"
+
+
 def needs_step_weights(weights: WeightsConfig) -> TypeGuard[PearWeights]:
     """Whether all of a step's weights must be known before the first of them is used."""
     return weights.kind == "pear" and weights.control in {"shuffled", "position_profile"}

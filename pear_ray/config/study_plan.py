@@ -163,9 +163,7 @@ class StudyPlan:
             for key, value in overrides.items():
                 set_key(tree, key, copy.deepcopy(value), said_by=f"{said}: {key}")
         tree["seed"] = seed
-        if (
-            False and tree.get("corpus", {}).get("kind") == "sampled"
-        ):  # one corpus, whatever a run's seed
+        if tree.get("corpus", {}).get("kind") == "sampled":  # one corpus, whatever a run's seed
             tree["corpus"].setdefault("seed", self._base.get("seed", 0))
         return tree
 

@@ -276,7 +276,7 @@ class SftWorker:
         return {
             "sft/heldout/nll": health["nll"],
             "sft/heldout/weighted_nll": health["weighted_nll"],
-            "sft/heldout/weighted_loss": sums["numerator"] / sums["denominator"],
+            "sft/heldout/weighted_loss": sums["numerator"] / (sums["denominator"] or 1.0),
             "sft/heldout/ess_fraction": health["ess_fraction"],
         }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.evaluate import suites_of
 from pear_ray.config.run import RunConfig
-from pear_ray.config.sft import needs_initial_policy
+from pear_ray.config.sft import needs_initial_policy, needs_step_weights
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
 from pear_ray.memory.activations import ENOUGH_TOKENS
 from pear_ray.memory.engine import DTYPE_BYTES
@@ -130,7 +130,7 @@ def _sft(
     sft, ranks = config.sft, config.cluster.num_trainers
     forwards = FORWARDS_WHEN_CHECKPOINTING if sft.activation_checkpointing else FORWARDS_PER_STEP
     averages = sft.weights.kind == "pear" and sft.weights.ratio_policy == "ema"
-    forwards += averages + (sft.objective.kind == "talr")
+    forwards += averages + (sft.objective.kind == "talr" or needs_step_weights(sft.weights))
     parts = [
         _passes(
             "training",
