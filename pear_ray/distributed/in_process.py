@@ -10,9 +10,9 @@ import dataclasses
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.engines.vllm.spec import EngineSpec
@@ -27,13 +27,16 @@ CHECKPOINT = "checkpoint"  # in the stage's folder
 class Host:
     """What this process keeps from stage to stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.engine: VllmEngine | None = None
         self.reward_pools: list[tuple[RewardConfig, RewardPool]] = []
+        self.others: dict[Hashable, Any] = {}
         self.stage_dir: Path | None = None
 
 
 _hosts: list[Host] = []  # one, or none
+Kept = TypeVar("Kept")
 
 
 def become_host(device: str) -> None:
@@ -44,9 +47,15 @@ def become_host(device: str) -> None:
     """
     if _hosts:
         return
+    _hosts.append(Host(device))
+    _make_group(device)
+
+
+def _make_group(device: str) -> None:
     import torch.distributed as dist  # noqa: PLC0415 - seconds, and only a host pays them
 
-    _hosts.append(Host())
+    if dist.is_initialized():
+        return
     with tempfile.NamedTemporaryFile(prefix="pear_ray_host_", delete=False) as meeting:
         pass
     dist.init_process_group(
@@ -78,14 +87,27 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
     if host is None:
         return VllmEngine(spec, takes_weights=True)
     if host.engine is None or not _is_like(host.engine.spec, spec):
-        host.engine = None  # before the other one takes its memory
-        gc.collect()
+        if host.engine is not None:
+            # Before the other one takes its memory. vLLM takes the process group along.
+            host.engine = None
+            gc.collect()
+            _make_group(host.device)
         host.engine = VllmEngine(spec, takes_weights=True)
         return host.engine
     from pear_ray.engines.weights import MAX_GAP, load_checkpoint  # noqa: PLC0415
 
     load_checkpoint(host.engine, Path(spec.model), max_gap=MAX_GAP[spec.dtype])
     return host.engine
+
+
+def kept(key: Hashable, make: Callable[[], Kept]) -> Kept:
+    """What this host has under `key`, made at the first call; elsewhere made at each."""
+    if not _hosts:
+        return make()
+    others = _hosts[0].others
+    if key not in others:
+        others[key] = make()
+    return others[key]
 
 
 def open_rewards(config: RewardConfig) -> RewardPool:
