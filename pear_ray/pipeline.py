@@ -14,10 +14,11 @@ from pear_ray import preflight
 from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus, sampling_seed
-from pear_ray.config.evaluate import suites_of
+from pear_ray.config.evaluate import CHECKPOINTS, suites_of
 from pear_ray.config.run import RunConfig, dump_run
 from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
+from pear_ray.distributed.in_process import is_host
 from pear_ray.engines.model_files import by_source_name
 from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.preflight import Models
@@ -127,6 +128,8 @@ def _without_newer_keys(tree: dict[str, Any]) -> dict[str, Any]:
     """
     if not tree["evaluate"]["suites"]:
         del tree["evaluate"]["suites"]
+    if tree["evaluate"]["checkpoints"] == [*CHECKPOINTS]:
+        del tree["evaluate"]["checkpoints"]
     if tree["sft"]["weights"].get("control") == "none":
         del tree["sft"]["weights"]["control"]
     tree["corpus"].pop("seed", None)  # who samples with which seed is told apart by the seed itself
@@ -196,8 +199,9 @@ def run(
     only: str | None = None,
     reuse_from: Sequence[Path] = (),
     rollouts: Path | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Path:
-    """Run all stages, or the stage `only`; the run's folder.
+    """Run all stages but those to `leave_out`, or the stage `only`; the run's folder.
 
     A stage that a run of `reuse_from` holds complete, made by the same settings and inputs, is
     taken over from there, and so is what `only` builds on. `rollouts` as in `plan`.
@@ -231,7 +235,8 @@ def run(
         attempt = run_dirs.next_attempt(run_dir)
         for stage in taken(stages, only):
             _take_over(config, run_dir, stage, attempt=attempt)
-        _run_stages(config, run_dir, [s for s in stages if only in (None, s.name)], attempt=attempt)
+        wanted = [s for s in stages if only in (None, s.name) and s.name not in leave_out]
+        _run_stages(config, run_dir, wanted, attempt=attempt)
     return run_dir
 
 
@@ -294,7 +299,8 @@ def _run_stages(
     )
     with contextlib.ExitStack() as open_things:
         on_record = None
-        if any(s.name in ENGINE_STAGES and not s.is_made for s in stages):
+        # In a host the study around it shows where its runs are.
+        if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
             on_record = _connect(config, open_things)
         names = [stage.name for stage in stages]
         to_make = [stage.name for stage in stages if not stage.is_made]

@@ -3,10 +3,10 @@
 import time
 from pathlib import Path
 
-from pear_ray.config.evaluate import MAIN_SUITE
+from pear_ray.config.evaluate import CHECKPOINTS, MAIN_SUITE
 from pear_ray.config.sft import describe_weights
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.load import CHECKPOINTS, Evaluation, RunData, load_run_data
+from pear_ray.reporting.load import Evaluation, RunData, load_run_data
 from pear_ray.reporting.outcome import ExampleProblem, example_problems
 from pear_ray.reporting.page import Table, render_page, write_page
 from pear_ray.reporting.rollouts.page import ShownStep, shown_steps

@@ -258,6 +258,7 @@ def test_a_run_without_suites_is_what_it_was_before_there_were_any(corpus: Path)
     config = run_config(corpus)
     tree = json.loads(config.model_dump_json())["evaluate"]
     assert tree.pop("suites") == []
+    assert tree.pop("checkpoints") == ["base", "sft", "rl"]
     assert set(tree) == {
         "problems", "num_samples", "k", "temperature", "max_tokens", "confidence", "rewards"
     }  # fmt: skip
