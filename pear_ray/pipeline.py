@@ -260,7 +260,9 @@ def check_sources(config: RunConfig, run_dir: Path, collect: PlannedStage, model
 def _check_collected(config: RunConfig, folder: Path) -> None:
     if config.sft.weights.kind == "by_source":
         sources = manifest.require_manifest(folder).details["sources"]
-        preflight.check_source_weights(config, sources, of=f"{folder / 'corpus'}")
+        read = config.corpus.path if isinstance(config.corpus, DatasetCorpus) else ""
+        of = f"{read} ({folder / 'corpus'})" if read else f"{folder / 'corpus'}"
+        preflight.check_source_weights(config, sources, of=of)
 
 
 def taken(stages: Sequence[PlannedStage], only: str | None) -> list[PlannedStage]:

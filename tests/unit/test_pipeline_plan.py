@@ -333,7 +333,9 @@ def test_weights_by_source_name_the_sources_of_the_corpus(
     manifest.begin(tmp_path / "run" / "collect", identity)
     manifest.complete(tmp_path / "run" / "collect", counts={}, details={"sources": sources})
     collect = pipeline.plan(config, tmp_path / "run", MODELS)[0]
-    with pytest.raises(ConfigError, match=f"the sources of .*run/collect/corpus are .*{wrong}"):
+    with pytest.raises(
+        ConfigError, match=f"the sources of .*jsonl .*run/collect/corpus. are .*{wrong}"
+    ):
         pipeline.check_sources(config, tmp_path / "run", collect, MODELS)
 
 
