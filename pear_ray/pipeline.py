@@ -250,17 +250,10 @@ def check_sources(config: RunConfig, run_dir: Path, collect: PlannedStage, model
         ConfigError: See `preflight.check_source_weights`.
     """
     if collect.is_made:
-        folder = (collect.reuse_from or run_dir) / collect.name
-        _check_collected(config, folder)
+        preflight.check_collected_sources(config, (collect.reuse_from or run_dir) / collect.name)
     elif isinstance(config.corpus, SampledCorpus):
         names = by_source_name(models.behavior)
         preflight.check_source_weights(config, names, of="models.behavior")
-
-
-def _check_collected(config: RunConfig, folder: Path) -> None:
-    if config.sft.weights.kind == "by_source":
-        sources = manifest.require_manifest(folder).details["sources"]
-        preflight.check_source_weights(config, sources, of=f"{folder / 'corpus'}")
 
 
 def taken(stages: Sequence[PlannedStage], only: str | None) -> list[PlannedStage]:
@@ -313,7 +306,7 @@ def _run_stages(
                 )
             _run_stage(config, run_dir, stage, attempt=attempt)
             if stage.name == "collect" and "sft" in to_make:  # before anything is scored
-                _check_collected(config, run_dir / stage.name)
+                preflight.check_collected_sources(config, run_dir / stage.name)
 
 
 def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:

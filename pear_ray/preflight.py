@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import read_groups, saved_steps
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus
 from pear_ray.config.evaluate import suites_of
@@ -158,6 +159,19 @@ def check_source_weights(config: RunConfig, sources: Collection[str], *, of: str
         f"are {', '.join(sorted(sources))}: {'; '.join(wrong)}; give each source of the corpus a "
         "weight, and no other"
     )
+
+
+def check_collected_sources(config: RunConfig, folder: Path) -> None:
+    """See the same of the complete `collect` artifact in `folder`.
+
+    Raises:
+        ConfigError: As in `check_source_weights`.
+    """
+    if config.sft.weights.kind == "by_source":
+        sources = manifest.require_manifest(folder).details["sources"]
+        read = config.corpus.path if isinstance(config.corpus, DatasetCorpus) else ""
+        of = f"{read} ({folder / 'corpus'})" if read else f"{folder / 'corpus'}"
+        check_source_weights(config, sources, of=of)
 
 
 def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> None:

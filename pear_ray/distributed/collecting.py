@@ -89,15 +89,7 @@ def _sample(
     prompts: Sequence[list[int]],
     log: MetricsLog,
 ) -> list[list[Completion]]:
-    sampling = [
-        Sampling(
-            num_samples=corpus.samples_per_problem,
-            temperature=corpus.temperature,
-            max_tokens=corpus.max_tokens,
-            seed=sampling_seed(corpus, run_seed=config.seed) * 1_000_003 + index,
-        )
-        for index in range(len(prompts))
-    ]
+    sampling = _samplings(corpus, run_seed=config.seed, num_prompts=len(prompts))
     started = time.monotonic()
 
     def report(done: int, tokens: int) -> None:
@@ -106,6 +98,20 @@ def _sample(
 
     with SamplerPool(config, engine_spec(config, model), stage="collect") as samplers:
         return samplers.generate(prompts, sampling, progress=report)
+
+
+def _samplings(corpus: SampledCorpus, *, run_seed: int, num_prompts: int) -> list[Sampling]:
+    """How each prompt is sampled, with a seed of its own."""
+    seed = sampling_seed(corpus, run_seed=run_seed) * 1_000_003
+    return [
+        Sampling(
+            num_samples=corpus.samples_per_problem,
+            temperature=corpus.temperature,
+            max_tokens=corpus.max_tokens,
+            seed=seed + index,
+        )
+        for index in range(num_prompts)
+    ]
 
 
 def check_verdicts(corpus: SampledCorpus, answered: Sequence[Answered]) -> None:

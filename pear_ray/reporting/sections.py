@@ -121,7 +121,8 @@ def _weights(data: RunData) -> Section:
         section.missing.append(_NO_SFT)
         return section
     if not isinstance(weights, PearWeights):
-        section.missing.append(f"sft.weights is {describe_weights(weights)}: no ratio is in it")
+        each = "every token weighs 1" if weights.kind == "uniform" else "no ratio is in them"
+        section.missing.append(f"sft.weights is {describe_weights(weights)}: {each}")
         return section
     if weights.control != "none":
         section.notes.append(f"{_CONTROLS[weights.control]} Weights are shown as they were used.")

@@ -86,9 +86,7 @@ def verdict(diagnosis: Diagnosis, warnings: list[DiagnosisWarning]) -> str:
         more = f", and {len(warnings) - 1} more" if len(warnings) > 1 else ""
         sentence = f"Look before training: {first}{more}. {effect}"
     if diagnosis.is_assumed:
-        sentence += (
-            " The run's own weights have no ratio in them; these are what PEAR's defaults would do."
-        )
+        sentence += " The run's weights have no ratio in them; PEAR's defaults would do this."
     elif diagnosis.weights.control != "none":
         sentence += f" {_CONTROLS[diagnosis.weights.control]}"
     return sentence
