@@ -1,7 +1,7 @@
 """Figures of a study's report."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_Shown = TypeVar("_Shown")
 _ROW_IN = 0.3  # of an arm in a figure with one row each
 _NAME_SHARE = 0.24  # of the width, for the names at the left
 _OFFSET = 0.14  # of two estimates of one arm, from the middle of its row
 _STYLES = ((BEFORE, "before RL", GREY, "s"), (AFTER, "after RL", ORANGE, "D"))
 _COLUMNS, _PANEL_IN = 4, 1.35
 _SMOOTHED_SHARE = 15  # a curve of every step is a mean over one in so many of its steps
+_FIRST_CURVES = ("rl/reward/mean", "rl/eval/")  # the others are folded away
 _LEFT, _RIGHT = 0.27, 0.73  # where a slope begins and ends
 _METRIC_WORDS = {
     "rl/reward/mean": "reward in RL",
@@ -50,7 +52,7 @@ _METRIC_WORDS = {
     "rl/entropy": "entropy in RL",
     "rl/kl_to_init": "KL to the policy that RL began with",
     "rl/kl": "KL to the policy that RL began with",
-    "sft/nll": "nll in SFT",
+    "sft/nll": "training nll in SFT",
     "sft/heldout/nll": "held-out nll in SFT",
 }
 
@@ -73,7 +75,7 @@ def scores(table: ScoreTable) -> Chart:
         figure,
         title=f"{metric_words(table.metric)} of {table.suite}, before and after RL",
         caption="Means over seeds; whiskers span the bootstrap interval of the mean over seeds. "
-        "Arms share seeds, so that the differences below tell more than whether whiskers overlap.",
+        "Arms share seeds, so that the differences above tell more than whether whiskers overlap.",
     )
 
 
@@ -98,7 +100,8 @@ def differences(table: ScoreTable, *, confidence: float) -> Chart:
         "by seed",
         caption=f"Mean over seeds of the difference, with {100 * confidence:g} % bootstrap "
         "intervals over seeds. Of few seeds these are too narrow: the table's p decides. An arm "
-        "that is right of 0 before RL and left of it after is a reversal.",
+        "on one side of 0 before RL and on the other after it changed order with "
+        f"{table.baseline}.",
     )
 
 
@@ -146,48 +149,26 @@ def slopes(ranks: Ranks, *, reversed_arms: Sequence[str]) -> Chart:
         figure,
         title="The order before and after RL",
         caption=f"Arms from the highest mean (top) to the lowest, over the {over}. Lines that "
-        "cross changed order; by chance alone some do. Red, thick: in a reversal that the seeds "
-        "tell apart both times, each taken alone.",
+        "cross changed order; by chance alone some do. Red, thick: ahead of another arm before RL "
+        "and behind it after, told apart both times.",
     )
 
 
 def curves(found: CurveSet, *, baseline: str) -> Chart:
     """A small figure for each arm, its mean with a band, in front of the baseline's."""
-    import matplotlib as mpl  # noqa: PLC0415 - half a second that other stages do not pay
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     smooth = found.metric.count("/eval/") == 0 and "heldout" not in found.metric
     behind = next((each for each in found.arms if each.arm == baseline), None)
-    rows = -(-len(found.arms) // _COLUMNS)
-    with mpl.rc_context(STYLE):
-        height = _PANEL_IN * rows + 0.6
-        figure = Figure(figsize=(2 * WIDTH_IN, height))
-        grid = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
-        figure.subplots_adjust(
-            *(0.06, 0.5 / height, 0.995, 1 - 0.24 / height), hspace=0.36, wspace=0.08
-        )
-        for empty in grid.flat[len(found.arms) :]:
-            empty.set_visible(False)
-        for place, each in enumerate(found.arms):
-            axes = grid.flat[place]
-            if behind is not None and behind is not each:
-                _draw(axes, behind, colour=GREY, smooth=smooth)
-            _draw(axes, each, colour=BLUE, smooth=smooth)
-            axes.set_title(
-                f"{each.arm}  (n = {len(each.seeds)})",
-                fontsize=8,
-                loc="left",
-                color=INK,
-                pad=3,
-                parse_math=False,
-            )
-            axes.tick_params(labelsize=7, labelbottom=place + _COLUMNS >= len(found.arms))
-            whole_steps(axes)
-        stage = found.metric.partition("/")[0].upper()
-        figure.supxlabel(f"{stage} step", fontsize=9, color=INK, y=0.01)
+
+    def draw(axes: "Axes", each: MeanCurve) -> None:
+        if behind is not None and behind is not each:
+            _draw(axes, behind, colour=GREY, smooth=smooth)
+        _draw(axes, each, colour=BLUE, smooth=smooth)
+        whole_steps(axes)
+
+    named = {f"{each.arm}  (n = {len(each.seeds)})": each for each in found.arms}
     smoothed = " Each is a running mean over a fifteenth of its steps." if smooth else ""
     return chart(
-        figure,
+        _panels(named, draw, x_label=f"{found.metric.partition('/')[0].upper()} step"),
         title=curve_words(found.metric),
         caption=f"Mean over seeds in blue, in front of {baseline}'s in grey; bands are the "
         f"bootstrap interval of the mean at each step.{smoothed}",
@@ -195,33 +176,31 @@ def curves(found: CurveSet, *, baseline: str) -> Chart:
 
 
 def tuning(found: Sequence[Tuned], *, score: str) -> Chart:
-    """Each arm's score after RL by learning rate."""
-    figure, axes = new_axes(x_label="learning rate (log axis)", y_label=score, wide=True)
-    for place, each in enumerate(found):
-        known = [(rate, mean.value) for rate, mean in each.scores if mean]
-        if not known:
-            continue
-        rates, values = zip(*known, strict=True)
-        axes.plot(rates, values, color=run_colour(place), marker="o", label=each.arm)
-        for rate, value in known:
+    """A small figure for each arm: its score after RL by learning rate."""
+    rates = sorted({rate for each in found for rate, _ in each.scores})
+
+    def draw(axes: "Axes", each: Tuned) -> None:
+        for other in found:
+            axes.plot(*_by_rate(other), color=MUTED, linewidth=0.5, alpha=0.55)
+        axes.plot(*_by_rate(each), color=BLUE, marker="o")
+        for rate, value in zip(*_by_rate(each), strict=True):
             if rate == each.chosen:
-                axes.plot([rate], [value], "D", color=run_colour(place), markersize=7)
-    log_axis(axes, along="x")
-    axes.set_xticks(sorted({rate for each in found for rate, _ in each.scores}))
-    axes.minorticks_off()
-    legend(axes)
+                axes.plot([rate], [value], "D", color=ORANGE, markersize=6)
+        log_axis(axes, along="x")
+        axes.set_xticks(rates)
+        axes.minorticks_off()
+
     return chart(
-        figure,
-        title="Learning rates",
-        caption="Mean score after RL on the tuning seeds; the diamond is the rate that was chosen.",
+        _panels({each.arm: each for each in found}, draw, x_label="learning rate (log axis)"),
+        title=f"{score} by learning rate",
+        caption="Mean over the tuning seeds in blue, in front of all other arms in grey; the "
+        "diamond is the rate that was chosen. A diamond at an end asks for rates beyond it.",
     )
 
 
 def all_figures(found: StudyNumbers) -> dict[str, list[Chart]]:
     """By the section that they stand in; what nobody logged is left out."""
-    reversed_arms = sorted(
-        {arm for each in found.reversals if each.is_apart for arm in (each.arm, each.against)}
-    )
+    reversed_arms = sorted({each.arm for each in found.reversals if each.is_apart})
     tuned = [each for each in found.tuning if any(mean for _, mean in each.scores)]
     scored = [table for table in found.tables if any(row.after or row.before for row in table.arms)]
     return {
@@ -232,7 +211,16 @@ def all_figures(found: StudyNumbers) -> dict[str, list[Chart]]:
         "order": [slopes(found.ranks, reversed_arms=reversed_arms)]
         if len(found.ranks.arms) > 1
         else [],
-        "curves": [curves(each, baseline=found.baseline) for each in found.curves],
+        "curves": [
+            curves(each, baseline=found.baseline)
+            for each in found.curves
+            if each.metric.startswith(_FIRST_CURVES)
+        ],
+        "folded_curves": [
+            curves(each, baseline=found.baseline)
+            for each in found.curves
+            if not each.metric.startswith(_FIRST_CURVES)
+        ],
         "tuning": [tuning(tuned, score=f"{metric_words(found.metric)} after RL")] if tuned else [],
     }
 
@@ -244,6 +232,38 @@ def curve_words(metric: str) -> str:
         return f"{metric_words(rest.removeprefix('eval/'))} while {stage.upper()} trains"
     words = _METRIC_WORDS.get(metric, metric)
     return words[0].upper() + words[1:]
+
+
+def _panels(
+    shown: Mapping[str, _Shown], draw: Callable[["Axes", _Shown], None], *, x_label: str
+) -> "Figure":
+    """A small figure for each of `shown`, under its name, all on the same axes."""
+    import matplotlib as mpl  # noqa: PLC0415 - half a second that other stages do not pay
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    columns = min(_COLUMNS, max(2, len(shown)))
+    rows = -(-len(shown) // columns)
+    with mpl.rc_context(STYLE):
+        height = _PANEL_IN * rows + 0.6
+        figure = Figure(figsize=(2 * WIDTH_IN, height))
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        figure.subplots_adjust(
+            *(0.06, 0.45 / height, 0.995, 1 - 0.24 / height), hspace=0.36, wspace=0.08
+        )
+        for empty in grid.flat[len(shown) :]:
+            empty.set_visible(False)
+        for place, (name, each) in enumerate(shown.items()):
+            axes = grid.flat[place]
+            draw(axes, each)
+            axes.set_title(name, fontsize=8, loc="left", color=INK, pad=3, parse_math=False)
+            axes.tick_params(labelsize=7, labelbottom=place + columns >= len(shown))
+        figure.supxlabel(x_label, fontsize=9, color=INK, y=0.01)
+    return figure
+
+
+def _by_rate(found: Tuned) -> tuple[list[float], list[float]]:
+    known = [(rate, mean.value) for rate, mean in found.scores if mean]
+    return [rate for rate, _ in known], [value for _, value in known]
 
 
 def _rows(names: Sequence[str], *, x_label: str) -> tuple["Figure", "Axes"]:
