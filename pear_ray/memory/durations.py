@@ -22,7 +22,6 @@ from pear_ray.memory.phases import ModelShapes
 from pear_ray.tasks.problem_sets import num_problems
 
 FORWARDS_PER_STEP, FORWARDS_WHEN_CHECKPOINTING = 3, 4
-NUM_CHECKPOINTS = 3  # that `evaluate` samples from: base, SFT, RL
 ROWS_WITHOUT_NUMBER = 1000  # what is planned of a corpus that nobody has counted
 # Measured on the demo, on two CPU cores (docs/planning.md): what its stages took but for sampling
 # and training, which is to start processes and engines. A GPU's engine takes longer: it captures
@@ -97,7 +96,7 @@ def plan_durations(
         for suite in suites_of(config.evaluate)
         for part in decode.parts(
             policy,
-            NUM_CHECKPOINTS * num_problems(suite.problems) * suite.num_samples,
+            len(config.evaluate.checkpoints) * num_problems(suite.problems) * suite.num_samples,
             suite.max_tokens,
             engines=cluster.num_samplers,
         )
