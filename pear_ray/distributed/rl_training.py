@@ -38,7 +38,8 @@ class RolloutTrainer(abc.ABC):
     Attributes:
         stage_dir: The stage's folder; the subclass names it.
         trainer: The policy with its optimizer.
-        reference: The policy that RL starts from, frozen, where a KL is wanted.
+        reference: The policy that RL starts from, frozen, where a KL is wanted; none with adapters,
+            without which the policy is that.
         kept: What a checkpoint holds beside the trainer.
         stop: Whether the run is to end at a checkpoint after the step, the same on every rank.
     """
@@ -61,6 +62,11 @@ class RolloutTrainer(abc.ABC):
         self.config, self.chat, self.device = run.rl, chat, device
         policy = load_policy(job.model)
         check_reload(policy, job.model, dtype=run.models.dtype)
+        if self.config.lora is not None:
+            # An extra that an install need not have, and seconds to import.
+            from pear_ray.engines.lora import adapt  # noqa: PLC0415
+
+            adapt(policy, self.config.lora, base=job.model, seed=run.seed)
         policy = shard(policy, device=run.cluster.device, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         updates = self.config.num_steps * self.config.updates_per_batch
@@ -182,8 +188,18 @@ class RolloutTrainer(abc.ABC):
                 aligned["proximal_logprobs"] = self.trainer.policy(
                     each.batch, temperature=temperature
                 )
-            if self.reference is not None:
-                aligned["reference_logprobs"] = self.reference(each.batch, temperature=temperature)
+            if kl.coefficient:
+                aligned["reference_logprobs"] = self._reference_logprobs(each.batch)
+
+    def _reference_logprobs(self, batch: TokenBatch) -> torch.Tensor:
+        """Of the policy that RL starts from, [token]."""
+        temperature = self.config.temperature
+        if self.reference is not None:
+            return self.reference(batch, temperature=temperature)
+        from pear_ray.engines.lora import left_out  # noqa: PLC0415 - as for `adapt`
+
+        with left_out(self.trainer.module):
+            return self.trainer.policy(batch, temperature=temperature)
 
     def _update(self, microbatches: Sequence[Microbatch]) -> tuple[dict[str, float], StepResult]:
         """One optimizer step; the sums of all ranks."""
@@ -208,8 +224,11 @@ class RolloutTrainer(abc.ABC):
 
 
 def _reference(job: TrainJob, run: RunConfig) -> Policy | None:
-    """The policy that RL starts from, frozen, where a KL is wanted; also after a restart."""
-    if not run.rl.kl.coefficient:
+    """The policy that RL starts from, frozen, where a KL is wanted; also after a restart.
+
+    A policy with adapters has it inside.
+    """
+    if not run.rl.kl.coefficient or run.rl.lora is not None:
         return None
     frozen = load_policy(job.model).requires_grad_(requires_grad=False)
     return shard(frozen, device=run.cluster.device, dtype=run.models.dtype)
