@@ -16,6 +16,7 @@ from pear_ray.errors import ArtifactError, InputError
 TRAINING_ONLY = frozenset(
     {
         "optimizer",
+        "lora",
         "updates_per_batch",
         "advantage",
         "loss",

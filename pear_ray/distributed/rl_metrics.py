@@ -85,7 +85,7 @@ def _update_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "rl/ratio/min": sums.get("min/ratio", 1.0),
     }
     if "kl" in sums:
-        metrics["rl/kl"] = sums["kl"] / trained
+        metrics["rl/kl_to_init"] = sums["kl"] / trained
     if "entropy" in sums:
         metrics["rl/entropy/exact"] = sums["entropy"] / trained
     return metrics

@@ -188,7 +188,7 @@ class RolloutTrainer(abc.ABC):
                 aligned["proximal_logprobs"] = self.trainer.policy(
                     each.batch, temperature=temperature
                 )
-            if kl.coefficient:
+            if kl.is_wanted:
                 aligned["reference_logprobs"] = self._reference_logprobs(each.batch)
 
     def _reference_logprobs(self, batch: TokenBatch) -> torch.Tensor:
@@ -228,7 +228,7 @@ def _reference(job: TrainJob, run: RunConfig) -> Policy | None:
 
     A policy with adapters has it inside.
     """
-    if not run.rl.kl.coefficient or run.rl.lora is not None:
+    if not run.rl.kl.is_wanted or run.rl.lora is not None:
         return None
     frozen = load_policy(job.model).requires_grad_(requires_grad=False)
     return shard(frozen, device=run.cluster.device, dtype=run.models.dtype)

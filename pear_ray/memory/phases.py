@@ -252,7 +252,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
     notes = _training_notes(config, shape)
-    if config.rl.kl.coefficient and config.rl.lora is None:
+    if config.rl.kl.is_wanted and config.rl.lora is None:
         notes = (*notes, REFERENCE_NOTE)
     return _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
 

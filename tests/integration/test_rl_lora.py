@@ -83,8 +83,8 @@ def test_an_adapter_that_is_not_merged_fails_the_step(
 def test_the_reference_is_the_policy_without_adapters(start_grpo: Any) -> None:
     worker = start_grpo(lora=LORA, optimizer=RATE, kl={"coefficient": 0.1})
     assert worker.reference is None  # no second model
-    assert worker.step(0)["rl/kl"] == 0.0
-    assert worker.step(1)["rl/kl"] > 0.0
+    assert worker.step(0)["rl/kl_to_init"] == 0.0
+    assert worker.step(1)["rl/kl_to_init"] > 0.0
     groups = worker.rollouts.reward(worker.rollouts.sample(2), policy_version=0)
     start = load_policy(embedded_path("student"))
     for each in worker.minibatches(groups)[0]:
@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_on_bitwise(start_grpo: Any, tmp_path: Path) -> None:
     again.trainer.load(tmp_path / "checkpoint")
     again.publish_weights()
     repeated = again.step(1)
-    bits = ("rl/reward/mean", "rl/loss", "rl/grad_norm", "rl/kl", "rl/mismatch/mean_gap")
+    bits = ("rl/reward/mean", "rl/loss", "rl/grad_norm", "rl/kl_to_init", "rl/mismatch/mean_gap")
     assert {name: repeated[name] for name in bits} == {name: metrics[name] for name in bits}
     pairs = zip(parameters_of(worker), parameters_of(again), strict=True)
     assert all(torch.equal(one, other) for (_, one), (_, other) in pairs)
