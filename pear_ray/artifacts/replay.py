@@ -17,6 +17,7 @@ TRAINING_ONLY = frozenset(
     {
         "optimizer",
         "lora",
+        "rollouts_ahead",
         "updates_per_batch",
         "advantage",
         "loss",

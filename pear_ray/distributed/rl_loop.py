@@ -9,7 +9,8 @@ from pear_ray.artifacts.rollouts import FOLDER as ROLLOUTS
 from pear_ray.distributed.capacity import rl_engine_spec
 from pear_ray.distributed.colocation import SharedDevice
 from pear_ray.distributed.evaluation import join_evaluation
-from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
+from pear_ray.distributed.rl_ahead import AheadMaker
+from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.rl_sampling import BatchMaker, sampling_metrics
 from pear_ray.distributed.rl_saving import is_saved, save_rollouts
@@ -77,20 +78,35 @@ class GrpoWorker(RolloutTrainer):
             rank=self.rank,
             world_size=self.world_size,
         )
-        self.batches = BatchMaker(self.rollouts, warn=self._warn, enter=self.watchdog.enter)
+        enter = self.watchdog.enter
+        self.batches: BatchMaker | AheadMaker = (
+            AheadMaker(self.rollouts, enter=enter)
+            if self.config.rollouts_ahead
+            else BatchMaker(self.rollouts, warn=self._warn, enter=enter)
+        )
         self.kept = (self.batches,)
 
     def begin(self) -> None:
         """See that trainer and engine say the same, before the first step or after a restart."""
         self.publish_weights()
         before = check_start(self, dtype=self.dtype)  # also where a restart put it elsewhere
+        if self.config.rollouts_ahead and self.config.mismatch_correction.level == "off":
+            self._warn(
+                "rl.rollouts_ahead=1 trains on rollouts of an older policy, and with "
+                "rl.mismatch_correction.level=off nothing makes up for that"
+            )
         if self.trainer.step_count == 0:
             before |= self._pass_at_k(0)
             if self.rank == 0:
                 self.log.log(before, step=0, num_steps=self.config.num_steps)
 
     def look_at(self, metrics: dict[str, float], *, step: int) -> None:
-        """Warn of a gap between sampler and trainer, in every step that has one."""
+        """Warn of a gap between sampler and trainer, in every step that has one.
+
+        Of rollouts that lag behind the gap is what was learnt since.
+        """
+        if metrics.get("rl/policy_lag"):
+            return
         if metrics["rl/mismatch/mean_gap"] > self.config.mismatch_alert:
             self._warn(
                 f"step {step + 1}: sampler and trainer log-probs differ by "
@@ -121,10 +137,11 @@ class GrpoWorker(RolloutTrainer):
         self.watchdog.enter("train")
         self.shared.to_trainer()
         laps.lap("wake_trainer")
+        lags = lag_sums(batch.groups, self.trainer.step_count) if self.config.rollouts_ahead else {}
         minibatches = self.minibatches(batch.groups)
         trained, result = self.update(minibatches)
         # Of all that was sampled: what dynamic sampling leaves says little of the policy.
-        mine = rollout_sums(batch.sampled) | batch.sums
+        mine = rollout_sums(batch.sampled) | batch.sums | lags
         mine["max/stop"] = float(stop_wished(self.stage_dir))
         laps.lap("train")
         self.watchdog.enter("sync")

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pear_ray.artifacts.rollouts import FOLDER, read_groups
-from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
+from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
@@ -57,18 +57,11 @@ class ReplayWorker(RolloutTrainer):
         self.watchdog.enter("read")
         rank, world_size = dist.get_rank(), dist.get_world_size()
         groups = read_groups(self.files[step])[rank::world_size]  # dealt as when they were sampled
-        lags = [
-            self.trainer.step_count - one.policy_version
-            for group in groups
-            for one in group.rollouts
-        ]
+        lags = lag_sums(groups, self.trainer.step_count)
         laps.lap("read")
         minibatches = self.minibatches(groups)
         trained, result = self.update(minibatches)
-        mine = rollout_sums(groups) | {
-            "lag": float(sum(lags)),
-            "max/stop": float(stop_wished(self.stage_dir)),
-        }
+        mine = rollout_sums(groups) | lags | {"max/stop": float(stop_wished(self.stage_dir))}
         laps.lap("train")
         self.watchdog.enter("save")
         if is_saved(step, self.config):
@@ -82,10 +75,7 @@ class ReplayWorker(RolloutTrainer):
             laps.lap("save")
         sums = over_ranks(mine | lap_times(laps))
         self.stop = bool(sums["max/stop"])  # the same on every rank
-        return step_metrics(trained | sums) | {
-            "rl/policy_lag": sums["lag"] / sums["rollouts"],
-            "rl/learning_rate": result.learning_rate,
-        }
+        return step_metrics(trained | sums) | {"rl/learning_rate": result.learning_rate}
 
     def warning(self, metrics: dict[str, float]) -> str:
         """What is wrong with training on these rollouts, or nothing."""

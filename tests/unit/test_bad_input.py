@@ -387,8 +387,8 @@ def test_layers_that_the_policy_has_not(refused: Callable[..., str], stage: str)
     message = refused(f"{stage}.lora={{target_modules: [v_proj, q_porj, lm_head]}}")
     assert message.startswith(
         f"ConfigError: {stage}.lora.target_modules: no linear layer of the policy's decoder is "
-        "called 'q_porj', 'lm_head'; did you mean 'q_proj'?; there are down_proj, gate_proj, k_proj, "
-        "o_proj, q_proj, up_proj, v_proj ("
+        "called 'q_porj', 'lm_head'; did you mean 'q_proj'?; there are down_proj, gate_proj, "
+        "k_proj, o_proj, q_proj, up_proj, v_proj ("
     )
 
 
