@@ -1,11 +1,11 @@
-"""What benchmarks/rl.py's part `ahead` calls in processes of their own: steps with a slow verifier."""
+"""Steps with a slow verifier, for benchmarks/rl.py: each way in a process of its own."""
 
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from rl_measures import PROMPTS, WARM_UP, drive, grpo_worker, share_of_digits
+from rl_measures import WARM_UP, drive, grpo_worker, share_of_digits
 from sft_measures import one_process
 
 TIMED = 10  # steps
@@ -39,4 +39,4 @@ def steps_with_a_slow_verifier(folder: str, ahead: int) -> dict[str, float]:
     found = {name: statistics.median(each[f"time/{name}_s"] for each in timed) for name in names}
     lags = [each.get("rl/policy_lag", 0.0) for each in timed]
     gaps = [each["rl/mismatch/mean_gap"] for each in timed]
-    return found | {"lag": statistics.mean(lags), "gap": max(gaps), "prompts": float(PROMPTS)}
+    return found | {"lag": statistics.mean(lags), "gap": max(gaps)}
