@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pear_ray.config.base import Section
 from pear_ray.config.colocation import ColocationConfig
 from pear_ray.config.evaluate import PassAtKConfig
-from pear_ray.config.lora import LoraConfig
+from pear_ray.config.lora import RlLoraConfig
 from pear_ray.config.problems import ProblemSetConfig
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.rl_losses import (
@@ -30,9 +30,9 @@ class RlConfig(Section):
     """Train on those only whose pass rate lies in a band; on all unless this is set."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters on the SFT checkpoint only (needs the extra `lora`); the engine is
-    given the merged weights. Null trains every parameter."""
+    lora: RlLoraConfig | None = None
+    """Train low-rank adapters on the SFT checkpoint only (needs the extra `lora`); null trains
+    every parameter."""
     num_steps: Annotated[int, Field(gt=0)]
     """Rollout batches; each is sampled, rewarded, trained on with `updates_per_batch` optimizer
     steps, and followed by a weight sync."""

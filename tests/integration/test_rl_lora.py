@@ -10,15 +10,43 @@ from safetensors.torch import load_file
 from training_runs import parameters_of
 from transformers import AutoModelForCausalLM
 
+from pear_ray.distributed import rl_loop
 from pear_ray.distributed.train_group import export
 from pear_ray.embedded.paths import embedded_path
-from pear_ray.engines import lora
+from pear_ray.engines import lora, weights
 from pear_ray.engines.policy import load_policy
 from pear_ray.errors import WeightSyncError
 
 LORA = {"rank": 4, "alpha": 8.0}
 # Adapters take a rate of about ten times that of whole training.
 RATE = {"learning_rate": 1e-3, "warmup_fraction": 0.0}
+
+
+ENGINES: list[Any] = []  # kept: the first engine to end takes vLLM's groups from all
+
+
+@pytest.fixture(scope="module")
+def adapter_engine(process_group: None) -> Any:
+    """An engine on the embedded student that takes adapters."""
+    from pear_ray.engines.vllm.engine import VllmEngine
+    from pear_ray.engines.vllm.spec import EngineSpec
+
+    spec = EngineSpec(
+        model=str(embedded_path("student")), dtype="float32", max_model_len=200, max_lora_rank=4
+    )
+    ENGINES.append(VllmEngine(spec, takes_weights=True))
+    return ENGINES[-1]
+
+
+@pytest.fixture
+def start_beside(start_grpo: Any, adapter_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As `start_grpo`, with that engine."""
+    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: adapter_engine)
+
+    def start(**rl: Any) -> Any:
+        return start_grpo(lora=LORA | {"sync": "adapter"}, **rl)
+
+    return start
 
 
 @pytest.fixture
@@ -110,3 +138,56 @@ def test_a_resumed_run_goes_on_bitwise(start_grpo: Any, tmp_path: Path) -> None:
     # The base is not in a checkpoint.
     size = sum(file.stat().st_size for file in (tmp_path / "checkpoint").iterdir())
     assert size < sum(each.numel() for _, each in parameters_of(worker)) * 4 / 2
+
+
+def test_an_engine_computes_adapters_beside_their_base(start_beside: Any) -> None:
+    worker = start_beside(optimizer=RATE)
+    for step in range(3):
+        metrics = worker.step(step)
+        assert metrics["rl/mismatch/max_gap"] < 1e-4
+        assert metrics["rl/sync_gap"] < 1e-5
+        assert metrics["rl/grad_norm"] > 0
+    base = load_policy(embedded_path("student"))
+    far = weights.canary_logprobs(base, worker.canary)
+    assert weights.canary_gap(worker.engine, far, worker.canary) > 1e-3  # it is not the base
+
+
+@pytest.mark.parametrize(
+    "layer", ["0.self_attn.q", "1.self_attn.v", "2.self_attn.o", "0.mlp.gate", "1.mlp.up"]
+)
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_an_adapter_that_stays_behind_fails_the_same_step(
+    start_beside: Any, monkeypatch: pytest.MonkeyPatch, layer: str, half: str
+) -> None:
+    worker = start_beside(
+        prompts_per_step=2,
+        group_size=4,
+        max_tokens=16,
+        optimizer={"learning_rate": 1e-6, "warmup_fraction": 0.0},
+    )
+    worker.step(0)  # after it B is not zero, and A has a gradient
+    name = f"model.layers.{layer}_proj.{half}.default.weight"
+    write, old = lora.write_adapter, []
+
+    def write_stale(policy: Any, tensors: Any, folder: Path) -> None:
+        own = f"causal_lm.{name}"
+        write(policy, dict(tensors) | ({own: old[0]} if old else {}), folder)
+        old.append(tensors[own])
+
+    monkeypatch.setattr(lora, "write_adapter", write_stale)
+    worker.publish_weights()
+    with pytest.raises(WeightSyncError, match=f"step 2, rank 0: .* another {name}"):
+        worker.step(1)
+
+
+def test_a_resumed_run_puts_the_adapter_in_again(start_beside: Any, tmp_path: Path) -> None:
+    worker = start_beside(optimizer=RATE)
+    worker.step(0)
+    worker.trainer.save(tmp_path / "checkpoint")
+    metrics = worker.step(1)
+    again = start_beside(optimizer=RATE)
+    again.trainer.load(tmp_path / "checkpoint")
+    again.publish_weights()
+    repeated = again.step(1)
+    bits = ("rl/reward/mean", "rl/loss", "rl/grad_norm", "rl/mismatch/mean_gap")
+    assert {name: repeated[name] for name in bits} == {name: metrics[name] for name in bits}

@@ -169,6 +169,14 @@ def test_objectives_that_cannot_be(run_file: Path, overrides: list[str], words: 
             ["rl.rollouts_ahead=1", "rl.dynamic_sampling={}"],
             "rl: rollouts_ahead=1 and dynamic_sampling do not go together",
         ),
+        (
+            ["rl.lora={sync: adapter}", "rl.tensor_parallel_size=2"],
+            "rl.lora.sync=adapter is for engines on one device",
+        ),
+        (
+            ["rl.lora={sync: adapter}", "cluster.device=cuda"],
+            "rl.lora.sync=adapter wants an engine that keeps its base",
+        ),
         (["rl.rollouts_ahead=2"], "rl.rollouts_ahead: Input should be 0 or 1"),
         (["rl.updates_per_batch=3"], "rl.updates_per_batch=3 updates of cluster.num_trainers=2"),
     ],
