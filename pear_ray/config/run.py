@@ -124,6 +124,27 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_behavior(self) -> "RunConfig":
+        if self.models.behavior is not None:
+            return self
+        if self.corpus.kind == "sampled":
+            raise ValueError(
+                "models.behavior is missing, and corpus.kind=sampled wants a model that answers; "
+                "name it"
+            )
+        if self.score.given != "keep":
+            raise ValueError(
+                "models.behavior is missing, so the corpus cannot be scored; name the model that "
+                "wrote it, or set score.given=keep where every row brings its log-probs"
+            )
+        if self.score.top_k or self.models.align == "bytes":
+            raise ValueError(
+                "models.behavior is missing, and score.top_k and models.align=bytes want such a "
+                "model; name it, or leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _aligned_weights(self) -> "RunConfig":
         weights, align = self.sft.weights, self.models.align
         if align == "bytes" and self.corpus.kind == "sampled":

@@ -75,7 +75,9 @@ def plan_durations(
     config: RunConfig, models: ModelShapes, pace: Pace, workload: Workload
 ) -> list[Duration]:
     """The time of every stage that computes with a model, in the run's order."""
-    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
+    # Of a corpus that brings its log-probs nobody scores a row.
+    scorers = list(models.behavior.values()) or [models.policy]
+    largest = max(scorers, key=lambda shape: shape.num_parameters)
     corpus, cluster = config.corpus, config.cluster
     policy, rows = models.policy, num_rows(config, workload)
     decode = _Decoding(config, pace, workload)
@@ -85,10 +87,11 @@ def plan_durations(
         phases["collect"] = decode.parts(
             largest, sequences, corpus.max_tokens, engines=cluster.num_samplers
         )
-    scorers = cluster.num_samplers * config.score.tensor_parallel_size
-    phases["score"] = [
-        _passes("scoring", largest, rows, workload, pace, share=pace.prefill_share, over=scorers)
-    ]
+    if models.behavior:
+        over = cluster.num_samplers * config.score.tensor_parallel_size
+        phases["score"] = [
+            _passes("scoring", largest, rows, workload, pace, share=pace.prefill_share, over=over)
+        ]
     phases["sft"] = _sft(config, policy, rows, workload, pace)
     phases["rl"] = _rl(config, policy, decode, workload, pace)
     phases["evaluate"] = [

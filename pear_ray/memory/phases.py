@@ -96,13 +96,15 @@ def plan_phases(
         memory: What there is.
         checkpointing: As if layers were computed again in backward, whatever the run says.
     """
-    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
     phases = [
-        _score(config, largest, memory),
         _sft(config, models.policy, memory, checkpointing=checkpointing),
         _rl(config, models.policy, memory, checkpointing=checkpointing),
         _evaluate(config, models.policy, memory),
     ]
+    if not models.behavior:  # the corpus brings its log-probs: no engine scores it
+        return phases
+    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
+    phases = [_score(config, largest, memory), *phases]
     if isinstance(config.corpus, SampledCorpus):
         return [_collect(config, config.corpus, largest, memory), *phases]
     return phases
