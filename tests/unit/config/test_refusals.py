@@ -60,6 +60,15 @@ def test_unknown_key_inside_a_choice_and_inside_a_list(run_file: Path) -> None:
         ("sft=3", "sft"),
         ("name=a/b", "name"),
         ("sft.weights={kind: none}", "sft.weights"),
+        ("sft.num_epochs=-1", "sft.num_epochs"),
+        ("sft.weights.control=shufled", "sft.weights.pear.control"),
+        ("sft.weights={kind: by_source, weights: {}}", "sft.weights.by_source.weights"),
+        ("sft.weights={kind: by_source, weights: {a: 0}}", "sft.weights.by_source"),
+        ("sft.weights={kind: by_source, weights: {a: -1}}", "sft.weights.by_source.weights.a"),
+        (
+            "corpus={kind: sampled, problems: {games: [{name: x}], size: 1}, seed: -1}",
+            "corpus.sampled.seed",
+        ),
     ],
 )
 def test_wrong_types_and_bounds_name_the_key(run_file: Path, override: str, key: str) -> None:
@@ -165,6 +174,19 @@ def test_objectives_that_cannot_be(run_file: Path, overrides: list[str], words: 
         (["rl.overlong.buffer_tokens=200"], "buffer_tokens=200 is more than max_tokens=128"),
         (["rl.mismatch_correction.low=1.5"], "rl.mismatch_correction.low: "),
         (["rl.mismatch_correction.high=0.9"], "rl.mismatch_correction.high: "),
+        (
+            ["rl.rollouts_ahead=1", "rl.dynamic_sampling={}"],
+            "rl: rollouts_ahead=1 and dynamic_sampling do not go together",
+        ),
+        (
+            ["rl.lora={sync: adapter}", "rl.tensor_parallel_size=2"],
+            "rl.lora.sync=adapter is for engines on one device",
+        ),
+        (
+            ["rl.lora={sync: adapter}", "cluster.device=cuda"],
+            "rl.lora.sync=adapter wants an engine that keeps its base",
+        ),
+        (["rl.rollouts_ahead=2"], "rl.rollouts_ahead: Input should be 0 or 1"),
         (["rl.updates_per_batch=3"], "rl.updates_per_batch=3 updates of cluster.num_trainers=2"),
     ],
 )

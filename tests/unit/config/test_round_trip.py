@@ -67,5 +67,6 @@ def test_the_dump_holds_defaults_too(run_file: Path) -> None:
         "log_weight_clip_high": 5.0,
         "ratio_policy": "live",
         "rescale": "none",
+        "control": "none",
     }
     assert tree["cluster"]["address"] is None
