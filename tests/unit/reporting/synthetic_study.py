@@ -211,7 +211,7 @@ def _curves(arm: MadeArm, cell: Mapping, shift: float, *, last: int) -> list[Stu
     for step in range(1, last + 1):
         progress = 1.0 - math.exp(-step / 8)
         reward = arm.before + (arm.after - arm.before) * progress + shift + noise.gauss(0, 0.03)
-        log("rl", step, **{"reward/mean": reward, "entropy": 0.5, "kl": 0.02 * step})
+        log("rl", step, **{"reward/mean": reward, "entropy": 0.5, "kl_to_init": 0.02 * step})
         if step % 10 == 0:
             log("rl", step, **{"eval/pass_at_1": reward, "eval/pass_at_8": reward + 0.1})
     return found

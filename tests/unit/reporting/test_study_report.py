@@ -55,8 +55,6 @@ def test_a_planted_effect_is_found_and_the_registered_rule_holds(tmp_path):
     found, said, noted = said_of(make_study(tmp_path / "s", made=registered(PRIMARY)))
     begins = "The registered comparison holds: after RL, pear is above sft (+0.099"
     assert said[0].startswith(begins)
-        "The registered comparison holds: after RL, pear is above sft (+0.099"
-    )
     assert "and above pear.shuffled (+0.09" in said[0]
     assert "p = 0.008; n = 8" in said[0]  # 2 of 2^8 patterns
     assert noted == []
