@@ -54,6 +54,7 @@ class Made:
     Attributes:
         failed: Arm and seed of runs that failed in RL.
         not_run: Arm and seed of runs that were never started.
+        logs: Whether there are curves: drawing them takes seconds.
     """
 
     seeds: Sequence[int] = tuple(range(8))
@@ -67,6 +68,7 @@ class Made:
     rates: Sequence[float] = ()
     chosen: Mapping[str, float] = field(default_factory=dict)
     suites: Sequence[str] = ("main", "shifted")
+    logs: bool = True
 
 
 def make_study(folder: Path, arms: Sequence[MadeArm] = ARMS, made: Made | None = None) -> Path:
@@ -137,6 +139,8 @@ def _tables(arms: Sequence[MadeArm], made: Made) -> StudyTables:
             error = "EngineError: the engine ran out of memory" if has_failed else ""
             runs.append(_run(cell, "failed" if has_failed else "done", error))
             scores += _scores(arm, cell, shift[seed], made, has_rl=not has_failed)
+            if not made.logs:
+                continue
             curves += _curves(arm, cell, shift[seed], last=11 if has_failed else RL_STEPS)
     return StudyTables(runs=runs, scores=scores, curves=curves)
 
