@@ -35,7 +35,6 @@ _METRIC_WORDS = {
     "rl/correct_fraction": "correct answers in RL",
     "rl/entropy": "entropy in RL",
     "rl/kl_to_init": "KL to the policy that RL began with",
-    "rl/kl": "KL to the policy that RL began with",
     "sft/nll": "training nll in SFT",
     "sft/heldout/nll": "held-out nll in SFT",
 }

@@ -7,6 +7,7 @@ from pear_ray.reporting.plot import Chart
 from pear_ray.reporting.study import tables
 from pear_ray.reporting.study.figures import all_figures
 from pear_ray.reporting.study.numbers import StudyNumbers
+from pear_ray.reporting.study.orders import FEWEST_ARMS
 from pear_ray.reporting.study.scores import POWER
 from pear_ray.reporting.study.words import (
     compared_words,
@@ -153,8 +154,8 @@ def _suites(found: StudyNumbers) -> Section:
         section.tables.append((title, tables.score_table(table, alpha=found.alpha)))
     if section.tables:
         section.after.append(
-            f"As above, Holm's p within each table. These {len(section.tables)} tables are looks "
-            "beside the study's own score: the more of them, the more will stand out by chance."
+            "As above, Holm's p within each table. These are looks beside the study's own score: "
+            "the more of them, the more will stand out by chance."
         )
     return section
 
@@ -177,6 +178,10 @@ def _training(found: StudyNumbers) -> Section:
 
 def _predictors(found: StudyNumbers) -> Section:
     section = Section("predictors", "What goes with the score after RL")
+    if len(found.ranks.arms) < FEWEST_ARMS:
+        section.sentences = [
+            f"No correlations with so few arms: they are given from {FEWEST_ARMS} on."
+        ]
     if found.predictors:
         first = found.predictors[0]
         section.tables = [("", tables.predictor_table(found))]

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from pear_ray.reporting.page import Table
-from pear_ray.reporting.paired import difference_words
 from pear_ray.reporting.study.estimates import Comparison, SeedMean
 from pear_ray.reporting.study.load import SFT_HEALTH
 from pear_ray.reporting.study.numbers import StudyNumbers
 from pear_ray.reporting.study.scores import SIZES, ScoreTable
 from pear_ray.reporting.study.training import KL_MOVED, UPDATES
-from pear_ray.reporting.study.words import mean_words, p_words, relation
+from pear_ray.reporting.study.words import difference_words, mean_words, p_words, relation
 from pear_ray.reporting.words import metric_words
 
 _HEALTH_WORDS = {
@@ -195,7 +194,7 @@ def _versus(found: Comparison, *, alpha: float) -> list[str]:
     difference = found.difference
     if difference is None:
         return ["-", "-", "-", "no seed has both"]
-    interval = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    interval = difference_words(difference).rpartition(", ")[0]  # p has a column of its own
     planned = len(found.seeds) + len(found.missing)
     count = f"{difference.num_better} / {difference.num_worse} of {len(found.seeds)}"
     count += f" (planned {planned})" if found.missing else ""

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from pear_ray.algorithms.paired import PairedDifference
 from pear_ray.algorithms.power import fewest_pairs, least_p
-from pear_ray.reporting.paired import difference_words
+from pear_ray.reporting.paired import difference_words as with_interval
 from pear_ray.reporting.study.estimates import Comparison, SeedMean
 from pear_ray.reporting.study.numbers import StudyNumbers
 from pear_ray.reporting.study.orders import Rank, Reversal
@@ -48,6 +49,13 @@ def mean_words(found: SeedMean | None) -> str:
     if found.low is None or found.high is None:
         return f"{found.value:.3f} (one seed)"
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def difference_words(found: PairedDifference) -> str:
+    """`+0.036 [+0.010, +0.062], p = 0.031`; one seed has no interval."""
+    if found.num_pairs == 1:
+        return f"{found.value:+.3f} (one seed), {p_words(found.p)}"
+    return with_interval(found)
 
 
 def relation(found: Comparison, alpha: float) -> str:
@@ -179,7 +187,8 @@ def _limits(found: StudyNumbers) -> Iterator[str]:
     elif found.has_too_few_seeds:
         planned = "" if found.is_complete else f" ({len(found.seeds)} are planned)"
         yield (
-            f"Too few seeds for any claim: {found.most_pairs} give p >= {found.least_p:.3g}, "
+            f"Too few seeds for any claim: {found.most_pairs} "
+            f"give{'s' if found.most_pairs == 1 else ''} p >= {found.least_p:.3g}, "
             f"whatever the scores; p <= {found.alpha:g} takes at least {found.fewest_pairs}"
             f"{planned}."
         )

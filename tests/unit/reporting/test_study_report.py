@@ -154,7 +154,7 @@ def test_what_was_not_written_down_before_is_exploratory(tmp_path, made, first):
 
 @pytest.mark.parametrize("primary", [None, PRIMARY])
 def test_four_seeds_carry_nothing_and_the_first_line_says_so(tmp_path, primary):
-    folder = make_study(tmp_path / "s", made=Made(seeds=range(4), primary=primary))
+    folder = make_study(tmp_path / "s", made=Made(seeds=range(4), primary=primary, logs=False))
     found, said, _ = said_of(folder)
     first = "Too few seeds for any claim: 4 give p >= 0.125, whatever the scores"
     assert said[0].startswith(f"{first}; p <= 0.05 takes at least 6.")
@@ -172,6 +172,18 @@ def test_four_seeds_carry_nothing_and_the_first_line_says_so(tmp_path, primary):
     assert not any(each.is_apart for each in found.reversals)
 
 
+def test_one_seed_has_no_interval(tmp_path):
+    folder = make_study(tmp_path / "s", (SFT, PEAR), Made(seeds=[3]))
+    _, said, _ = said_of(folder)
+    assert said[0].startswith("Too few seeds for any claim: 1 gives p >= 1, whatever the scores")
+    assert "(one seed), p = 1.000; n = 1" in " ".join(said)
+    page = words_of(write_study_report(folder))
+    after, before = (row(study_numbers(folder), arm).after.value for arm in ("pear", "sft"))
+    assert f"{after - before:+.3f} (one seed)" in page
+    assert not re.search(r"[+-]0\.\d+ \[", page)
+    assert "No correlations with so few arms" in page
+
+
 def test_six_seeds_are_not_called_too_few(tmp_path):
     _, said, _ = said_of(make_study(tmp_path / "s", (SFT, PEAR), Made(seeds=range(6))))
     assert not any("Too few" in sentence for sentence in said)
@@ -180,7 +192,7 @@ def test_six_seeds_are_not_called_too_few(tmp_path):
 
 def test_so_many_comparisons_that_no_corrected_p_can_hold(tmp_path):
     arms = (*ARMS, MEAN_ONE, NONE)  # 7 with sft: 7 x 2 / 2^7 > .05
-    found, said, _ = said_of(make_study(tmp_path / "s", arms, Made(seeds=range(7))))
+    found, said, _ = said_of(make_study(tmp_path / "s", arms, Made(seeds=range(7), logs=False)))
     assert any(s.startswith("Corrected for 7 comparisons, 7 seeds cannot tell") for s in said)
     assert "that takes 9" in " ".join(said)  # 7 x 2 / 2^8 is above .05, of 2^9 below
     pear = row(found, "pear").versus_after
@@ -192,7 +204,7 @@ def test_so_many_comparisons_that_no_corrected_p_can_hold(tmp_path):
 
 
 def test_the_reversal_is_said_and_counted_by_hand(tmp_path):
-    folder = make_study(tmp_path / "s")
+    folder = make_study(tmp_path / "s", made=Made(logs=False))
     found, said, _ = said_of(folder)
     reversal = next(sentence for sentence in said if sentence.startswith("Reversal"))
     assert reversal.startswith("Reversal: dft is 1st of 6 before RL and 6th after.")
@@ -263,7 +275,7 @@ def test_failed_runs_are_named_and_the_rest_is_paired(tmp_path):
 
 def test_controls_say_what_the_weights_are_shown_to_do(tmp_path):
     arms = (*ARMS, MEAN_ONE)
-    folder = make_study(tmp_path / "s", arms)
+    folder = make_study(tmp_path / "s", arms, Made(logs=False))
     found = study_numbers(folder)
     pairs = [(each.arm, each.against) for each in found.controls]
     # of the same scale only: the rescaled arm has no control here
