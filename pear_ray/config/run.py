@@ -80,6 +80,24 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _engine_takes_adapters(self) -> "RunConfig":
+        rl = self.rl
+        if rl.lora is None or rl.lora.sync == "merged":
+            return self
+        if rl.tensor_parallel_size > 1:
+            raise ValueError(
+                f"rl.lora.sync=adapter is for engines on one device, and rl.tensor_parallel_size="
+                f"{rl.tensor_parallel_size} spreads them; use merged"
+            )
+        if self.cluster.device == "cuda" and rl.colocation.sleep:
+            raise ValueError(
+                "rl.lora.sync=adapter wants an engine that keeps its base, and with "
+                "rl.colocation.sleep=true it drops all weights in every step; use merged, or set "
+                "rl.colocation.sleep=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _backend_fits(self) -> "RunConfig":
         backend, cluster = self.sft.backend, self.cluster
         if backend.kind == "fsdp" and cluster.num_trainers % (backend.shard_over or 1):

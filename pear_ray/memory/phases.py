@@ -236,6 +236,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
         device=config.cluster.device,
         dtype=config.models.dtype,
         checkpointing=checkpointing,
+        lora=config.rl.lora,
     )
     verifiers = _verifiers(config, "rl", config.rl.rewards)
     if config.rl.pass_at_k is not None:
@@ -251,7 +252,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
     notes = _training_notes(config, shape)
-    if config.rl.kl.coefficient:
+    if config.rl.kl.is_wanted and config.rl.lora is None:
         notes = (*notes, REFERENCE_NOTE)
     return _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
 

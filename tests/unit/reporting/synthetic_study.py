@@ -162,7 +162,7 @@ def _score(cell: Mapping, suite: str, checkpoint: str, metric: str, value: float
 def _scores(
     arm: MadeArm, cell: Mapping, shift: float, made: Made, *, has_rl: bool
 ) -> list[StudyScore]:
-    noise = random.Random(f"{arm.name} {cell['seed']}")
+    noise = random.Random(f"{cell['seed']} of {arm.name}")
     levels = {"base": 0.1, "sft": arm.before, "rl": arm.after}
     if not arm.has_sft:
         levels["base"] = levels.pop("sft")
