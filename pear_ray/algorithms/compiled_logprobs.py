@@ -6,7 +6,7 @@ op by op forward and backward read or write them some twenty times, fused four t
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float, Float32, Int
@@ -101,6 +101,8 @@ class _CompiledLogprobs(torch.autograd.Function):
         return hidden_grad, head_grad, None, None, None, None
 
 
+# What tests wrap around every function would be compiled with it.
+@no_type_check
 def _read_logits(logits: Tensor, chosen_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probs of the chosen ids and the logarithms of what all are divided by, [row] each."""
     scaled = logits / temperature
@@ -111,6 +113,7 @@ def _read_logits(logits: Tensor, chosen_ids: Tensor, temperature: float) -> tupl
     return scaled.gather(1, chosen_ids[:, None])[:, 0] - log_normalizers, log_normalizers
 
 
+@no_type_check
 def _logits_grad(
     logits: Tensor,
     chosen_ids: Tensor,

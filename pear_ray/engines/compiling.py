@@ -5,13 +5,13 @@ import shutil
 from typing import Any
 
 import torch
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 
 from pear_ray.engines.policy import Policy
 from pear_ray.errors import EngineError
 
-C_COMPILERS = ("cc", "gcc", "clang")  # where Triton looks for what builds its launchers
+# Where Inductor (on CPU) and Triton (the launchers of its GPU kernels) look for a compiler: the
+# environment's, else these.
+COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang"))}
 
 
 def compile_layers(policy: Policy, *, device: str, backend: str = "inductor") -> Policy:
@@ -50,16 +50,11 @@ def check_compiler(device: str) -> None:
         EngineError: It lacks the C++ compiler that generated CPU kernels need, or the C compiler
             that Triton builds the launchers of GPU kernels with.
     """
-    if device == "cpu":
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler as error:
-            raise EngineError(
-                "compile=true generates C++ on CPU, and there is no C++ compiler on this machine; "
-                "install g++ (or name one in CXX), or set compile=false"
-            ) from error
-    elif not any(shutil.which(name) for name in (os.environ.get("CC", ""), *C_COMPILERS)):
+    variable, usual = COMPILERS[device]
+    named = os.environ.get(variable)
+    wanted = (named,) if named else usual
+    if not any(shutil.which(name) for name in wanted):
         raise EngineError(
-            "compile=true has Triton build launchers in C, and there is no C compiler on this "
-            "machine; install gcc (or name one in CC), or set compile=false"
+            f"compile=true needs a compiler on every trainer's machine, and none of {wanted} is on "
+            f"this one's PATH; install {usual[0]} (or name one in {variable}), or set compile=false"
         )
