@@ -85,6 +85,9 @@ class RlConfig(Section):
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
     """Most tokens in one forward and backward pass of one rank: rows end to end, or padded where
     the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""
+    compile: bool = False
+    """Compile the layers of the policy in training and its log-probs with torch.compile, as
+    `sft.compile` does."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 5
     """Optimizer steps between checkpoints."""
     save_rollouts_every: Annotated[int, Field(ge=0)] = 1

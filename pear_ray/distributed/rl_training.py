@@ -24,6 +24,7 @@ from pear_ray.engines.batches import (
     plan_microbatches,
 )
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.compiling import compile_layers
 from pear_ray.engines.handover.live import check_reload
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import Policy, load_policy, shard
@@ -67,6 +68,8 @@ class RolloutTrainer(abc.ABC):
             from pear_ray.engines.lora import adapt  # noqa: PLC0415
 
             adapt(policy, self.config.lora, base=job.model, seed=run.seed)
+        if run.rl.compile:
+            compile_layers(policy, device=run.cluster.device)
         policy = shard(policy, device=run.cluster.device, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         updates = self.config.num_steps * self.config.updates_per_batch
@@ -231,6 +234,8 @@ def _reference(job: TrainJob, run: RunConfig) -> Policy | None:
     if not run.rl.kl.is_wanted or run.rl.lora is not None:
         return None
     frozen = load_policy(job.model).requires_grad_(requires_grad=False)
+    if run.rl.compile:
+        compile_layers(frozen, device=run.cluster.device)
     return shard(frozen, device=run.cluster.device, dtype=run.models.dtype)
 
 
