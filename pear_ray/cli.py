@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pear_ray import __version__
 from pear_ray.config.run import RunConfig, load_run
+from pear_ray.config.study_plan import load_study
 from pear_ray.errors import DISK_FULL, ConfigError, PearRayError
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
@@ -55,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "doctor":
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
-    if parsed.command in {"status", "compare"}:
-        return _look(parsed)
+    if parsed.command in {"study", "status", "compare"}:
+        return _beyond_one_run(parsed)
     if parsed.command == "inspect":
         _quieten()
         inspection = importlib.import_module("pear_ray.inspection")
@@ -98,7 +99,25 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _look(parsed: argparse.Namespace) -> int:
+def _study(parsed: argparse.Namespace) -> int:
+    plan = load_study(parsed.study_file, parsed.overrides)
+    study = importlib.import_module("pear_ray.study.runner")
+    if parsed.dry_run:
+        sys.stdout.write(study.describe(plan))
+        return 0
+    _quieten()
+    study_dir = study.study_path(plan) if parsed.report else study.run_study(plan)
+    page = importlib.import_module("pear_ray.reporting.study.page")
+    written = page.write_study_report(study_dir)
+    sys.stdout.write(
+        f"{page.study_text(study_dir)}study folder: {study_dir}\nreport:       {written}\n"
+    )
+    return 0
+
+
+def _beyond_one_run(parsed: argparse.Namespace) -> int:
+    if parsed.command == "study":
+        return _study(parsed)
     if parsed.command == "status":
         return _status(parsed.run_dir)
     return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
@@ -192,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "rl":
             _add_halves(command)
     _add_plan(commands)
+    _add_study(commands)
     status = commands.add_parser("status", help="where a run is, from any terminal")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     _add_compare(commands)
@@ -233,6 +253,18 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     ):
         plan.add_argument(option, type=_count, metavar=metavar, help=of)
     plan.add_argument("--json", action="store_true", help="for machines")
+
+
+def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    says = "several SFTs with the same RL, over seeds and with controls: which ends best"
+    study = commands.add_parser("study", help=says, description=says)
+    study.add_argument("study_file", type=Path, metavar="STUDY.yaml")
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="such as seeds=[1,2]")
+    what = study.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="show its runs, start nothing")
+    what.add_argument(
+        "--report", action="store_true", help="only write the report of what is done so far"
+    )
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

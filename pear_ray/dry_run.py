@@ -39,6 +39,8 @@ def describe(
     stages = [stage for stage in planned if only in (None, stage.name)]
     shown = [*pipeline.taken(planned, only), *stages]
     to_make = [stage.name for stage in stages if not stage.is_made]
+    if "sft" in to_make:
+        pipeline.check_sources(config, run_dir, planned[0], models)
     if "collect" in to_make:
         preflight.check_corpus(config, models)
     if {"collect", "ready", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
@@ -89,6 +91,8 @@ def _batch_lines(config: RunConfig) -> Iterator[str]:
     yield (
         f"  sft       {size} sequences per step = {ranks} ranks x {size // ranks}, "
         f"{sft.num_epochs} epochs"
+        if sft.num_epochs
+        else "  sft       none: 0 epochs, and the policy goes on as it came"
     )
     prompts = rl.prompts_per_step
     yield (
@@ -96,13 +100,13 @@ def _batch_lines(config: RunConfig) -> Iterator[str]:
         f"per step = {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
         f"{prompts * rl.group_size * rl.num_steps} rollouts"
     )
-    suites = suites_of(config.evaluate)
+    suites, checkpoints = suites_of(config.evaluate), len(config.evaluate.checkpoints)
     for suite in suites:
         problems, samples = num_problems(suite.problems), suite.num_samples
         name = f"{suite.name}: " if len(suites) > 1 else ""
         yield (
-            f"  evaluate  {name}{problems} problems x {samples} samples x 3 checkpoints = "
-            f"{problems * samples * 3}"
+            f"  evaluate  {name}{problems} problems x {samples} samples x {checkpoints} "
+            f"checkpoint{'s' if checkpoints > 1 else ''} = {problems * samples * checkpoints}"
         )
 
 

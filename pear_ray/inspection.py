@@ -190,8 +190,8 @@ def _token_parts(found: _Artifact, rows: Sequence[TableRow]) -> Iterator[Rendera
     decode = _decoder(config, notes)
     settings = config.sft.weights if config else PearWeights()
     if not isinstance(settings, PearWeights):
+        notes.append(f"sft.weights is {settings.kind}: weights are what PEAR's defaults would give")
         settings = PearWeights()
-        notes.append("sft.weights is uniform: weights are what PEAR's defaults would give")
     texts = [_texts(row.values["token_ids"], decode) for row in rows]
     scored = both_logprobs(found.run_dir, rows, notes)
     if scored:

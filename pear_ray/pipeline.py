@@ -13,11 +13,13 @@ from typing import Any
 from pear_ray import preflight
 from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
-from pear_ray.config.corpus import DatasetCorpus
-from pear_ray.config.evaluate import suites_of
+from pear_ray.config.corpus import DatasetCorpus, SampledCorpus, sampling_seed
+from pear_ray.config.evaluate import CHECKPOINTS, suites_of
 from pear_ray.config.run import RunConfig, dump_run
 from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
+from pear_ray.distributed.in_process import is_host
+from pear_ray.engines.model_files import by_source_name
 from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.preflight import Models
 from pear_ray.records import HALF_STAGES, STAGES
@@ -68,7 +70,7 @@ class PlannedStage:
 
 def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     """Identity of every stage's artifact: its own config, and the identities of what it reads."""
-    tree = json.loads(config.model_dump_json())
+    tree = _without_newer_keys(json.loads(config.model_dump_json()))
     engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
     # Not the number of trainers: rows, seeds and the sums of a step are the same with any, and a
     # stage that was stopped goes on with another.
@@ -90,7 +92,7 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     else:
         add(
             "collect",
-            [tree["corpus"], engine, config.seed],
+            [tree["corpus"], engine, sampling_seed(config.corpus, run_seed=config.seed)],
             **content_of(config.corpus.problems),
             behavior=models.behavior_fingerprint,
             policy=models.policy_fingerprint,
@@ -104,10 +106,9 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
     problems = content_of(config.rl.problems) | rates_content(config.rl)
     add("rl", [tree["rl"], group], sft=found["sft"], **problems)
-    # A run without suites is what it was before there were any.
-    settings = {key: each for key, each in tree["evaluate"].items() if key != "suites" or each}
     suites = _suite_contents(config)
-    add("evaluate", [settings, engine, config.seed], sft=found["sft"], rl=found["rl"], **suites)
+    settings = [tree["evaluate"], engine, config.seed]
+    add("evaluate", settings, sft=found["sft"], rl=found["rl"], **suites)
     add("report", tree["name"], **found)
     add(
         "diagnose",
@@ -118,6 +119,21 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     ready = [tree["ready"], replay.starting_settings(config), group]
     add("ready", ready, sft=found["sft"], policy=models.policy_fingerprint, **problems)
     return found
+
+
+def _without_newer_keys(tree: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings less the keys that came later, where it does not use them.
+
+    Such a run is what it was before there were any.
+    """
+    if not tree["evaluate"]["suites"]:
+        del tree["evaluate"]["suites"]
+    if tree["evaluate"]["checkpoints"] == [*CHECKPOINTS]:
+        del tree["evaluate"]["checkpoints"]
+    if tree["sft"]["weights"].get("control") == "none":
+        del tree["sft"]["weights"]["control"]
+    tree["corpus"].pop("seed", None)  # who samples with which seed is told apart by the seed itself
+    return tree
 
 
 def _suite_contents(config: RunConfig) -> dict[str, str]:
@@ -183,8 +199,9 @@ def run(
     only: str | None = None,
     reuse_from: Sequence[Path] = (),
     rollouts: Path | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Path:
-    """Run all stages, or the stage `only`; the run's folder.
+    """Run all stages but those to `leave_out`, or the stage `only`; the run's folder.
 
     A stage that a run of `reuse_from` holds complete, made by the same settings and inputs, is
     taken over from there, and so is what `only` builds on. `rollouts` as in `plan`.
@@ -199,6 +216,8 @@ def run(
     to_make = [s.name for s in stages if not s.is_made and only in (None, s.name)]
     if only is not None:
         _require_inputs(stages, only, run_dir)
+    if "sft" in to_make:
+        check_sources(config, run_dir, stages[0], models)
     if "collect" in to_make:
         preflight.check_corpus(config, models)
     if {"collect", "ready", "rl", "rl_rollouts", "evaluate"}.intersection(to_make):
@@ -216,8 +235,25 @@ def run(
         attempt = run_dirs.next_attempt(run_dir)
         for stage in taken(stages, only):
             _take_over(config, run_dir, stage, attempt=attempt)
-        _run_stages(config, run_dir, [s for s in stages if only in (None, s.name)], attempt=attempt)
+        wanted = [s for s in stages if only in (None, s.name) and s.name not in leave_out]
+        _run_stages(config, run_dir, wanted, attempt=attempt)
     return run_dir
+
+
+def check_sources(config: RunConfig, run_dir: Path, collect: PlannedStage, models: Models) -> None:
+    """See that fixed weights by source name the corpus's sources, where those are known already.
+
+    They are of a corpus that is there, and of one to be sampled. Of others they are looked at as
+    soon as `collect` is done.
+
+    Raises:
+        ConfigError: See `preflight.check_source_weights`.
+    """
+    if collect.is_made:
+        preflight.check_collected_sources(config, (collect.reuse_from or run_dir) / collect.name)
+    elif isinstance(config.corpus, SampledCorpus):
+        names = by_source_name(models.behavior)
+        preflight.check_source_weights(config, names, of="models.behavior")
 
 
 def taken(stages: Sequence[PlannedStage], only: str | None) -> list[PlannedStage]:
@@ -256,9 +292,11 @@ def _run_stages(
     )
     with contextlib.ExitStack() as open_things:
         on_record = None
-        if any(s.name in ENGINE_STAGES and not s.is_made for s in stages):
+        # In a host the study around it shows where its runs are.
+        if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
             on_record = _connect(config, open_things)
         names = [stage.name for stage in stages]
+        to_make = [stage.name for stage in stages if not stage.is_made]
         open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
         open_things.enter_context(stop_on_sigterm())
         for stage in stages:
@@ -267,6 +305,8 @@ def _run_stages(
                     f"stopped before {stage.name}, as SIGTERM asked; run the same command to go on"
                 )
             _run_stage(config, run_dir, stage, attempt=attempt)
+            if stage.name == "collect" and "sft" in to_make:  # before anything is scored
+                preflight.check_collected_sources(config, run_dir / stage.name)
 
 
 def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:

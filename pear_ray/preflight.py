@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import read_groups, saved_steps
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus
 from pear_ray.config.evaluate import suites_of
@@ -141,6 +142,44 @@ def check_corpus(config: RunConfig, models: Models) -> None:
         # A preview writes nothing.
         job = prepare_job(config, config.corpus, models.policy, models.behavior, folder=Path())
         preview(find_parts(config.corpus), job)
+
+
+def check_source_weights(config: RunConfig, sources: Collection[str], *, of: str) -> None:
+    """See that `sft.weights` of kind by_source names the sources of the corpus, all and no other.
+
+    Args:
+        config: The run.
+        sources: Names of the corpus's sources.
+        of: Where they were found, for the message.
+
+    Raises:
+        ConfigError: A source has no weight, or a weight no source.
+    """
+    weights = config.sft.weights
+    if weights.kind != "by_source" or set(weights.weights) == set(sources):
+        return
+    unweighted = sorted(set(sources).difference(weights.weights))
+    unknown = sorted(set(weights.weights).difference(sources))
+    wrong = [f"no weight for {', '.join(unweighted)}"] if unweighted else []
+    wrong += [f"no row of {', '.join(unknown)}"] if unknown else []
+    raise ConfigError(
+        f"sft.weights.weights names {', '.join(sorted(weights.weights))}, and the sources of {of} "
+        f"are {', '.join(sorted(sources))}: {'; '.join(wrong)}; give each source of the corpus a "
+        "weight, and no other"
+    )
+
+
+def check_collected_sources(config: RunConfig, folder: Path) -> None:
+    """See the same of the complete `collect` artifact in `folder`.
+
+    Raises:
+        ConfigError: As in `check_source_weights`.
+    """
+    if config.sft.weights.kind == "by_source":
+        sources = manifest.require_manifest(folder).details["sources"]
+        read = config.corpus.path if isinstance(config.corpus, DatasetCorpus) else ""
+        of = f"{read} ({folder / 'corpus'})" if read else f"{folder / 'corpus'}"
+        check_source_weights(config, sources, of=of)
 
 
 def check_problems(config: RunConfig, policy: Path, stages: Collection[str]) -> None:

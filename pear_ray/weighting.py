@@ -46,9 +46,15 @@ def pear_weights(
             model has another tokenizer, and one log-prob per span.
         config: Level, discount and bounds.
 
+    With `control: likelihood_only` the behavior policy's log-probs are not read, and 0 stands for
+    them. The other controls are made of a whole step's weights (`algorithms.weight_controls`): what
+    comes back is then what they are made of.
+
     Raises:
         ValueError: A log-ratio at a loss token is not finite.
     """
+    if config.control == "likelihood_only":
+        behavior_logprobs = torch.zeros_like(behavior_logprobs)
     if config.rescale == "centred":
         centred = centred_log_ratios(policy_logprobs, behavior_logprobs, sequence_ids, loss_mask)
         found = _weights(centred, torch.zeros_like(centred), sequence_ids, loss_mask, None, config)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pear_ray.algorithms.pear import LOG_RATIO_CLIP, LOG_WEIGHT_CLIP, PearWeights
+from pear_ray.algorithms.weight_health import effective_size
 
 NAMES = (
     "tokens",
@@ -100,7 +101,7 @@ def _means(row: Mapping[str, float]) -> dict[str, float]:
     return {
         "nll": row["nll"] / tokens,
         "weight/mean": row["weight"] / tokens,
-        "ess_fraction": row["weight"] ** 2 / row["weight_squared"] / tokens,
+        "ess_fraction": effective_size(row["weight"], row["weight_squared"]) / tokens,
         "log_ratio/mean": row["log_ratio"] / tokens,
         "log_ratio_clip_low_fraction": row["log_ratio_clip_low"] / tokens,
         "log_ratio_clip_high_fraction": row["log_ratio_clip_high"] / tokens,

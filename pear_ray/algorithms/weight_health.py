@@ -104,7 +104,8 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
     over their number, `sequence_ess_fraction` the mean over sequences of the same. Quantiles
     (`log_ratio/p05`, ...) are read off a fixed histogram, straight lines within a bin; log-weights
     enter it clipped. `last_tenth_weight_share` is over each sequence's last `ceil(T / 10)` tokens;
-    `decile_k_weight_share` over those with `floor(10 (t-1) / T) = k`; a sum of 1 over k.
+    `decile_k_weight_share` over those with `floor(10 (t-1) / T) = k`; a sum of 1 over k. Where all
+    weights are 0, effective sample sizes and shares are 0.
 
     Raises:
         ValueError: There was no loss token.
@@ -117,7 +118,8 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
         )
     mean = sums["log_ratio"] / tokens
     variance = max(sums["log_ratio_squared"] / tokens - mean**2, 0.0)
-    effective_sample_size = sums["weight"] ** 2 / sums["weight_squared"]
+    effective_sample_size = effective_size(sums["weight"], sums["weight_squared"])
+    weight = sums["weight"] or 1.0  # of 0, every share is 0
     metrics = {
         "num_tokens": tokens,
         "num_sequences": sums["sequences"],
@@ -133,11 +135,10 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
         "log_weight_ceiling_fraction": sums["log_weight_ceiling"] / tokens,
         "nll": sums["nll"] / tokens,
         "weighted_nll": sums["weighted_nll"] / tokens,
-        "last_tenth_weight_share": sums["last_tenth_weight"] / sums["weight"],
+        "last_tenth_weight_share": sums["last_tenth_weight"] / weight,
     }
     for decile in range(NUM_DECILES):
-        share = sums[f"decile_{decile}_weight"] / sums["weight"]
-        metrics[f"decile_{decile}_weight_share"] = share
+        metrics[f"decile_{decile}_weight_share"] = sums[f"decile_{decile}_weight"] / weight
     for name, edges in (("log_ratio", LOG_RATIO_EDGES), ("log_weight", LOG_WEIGHT_EDGES)):
         low, high = sums[f"min/{name}"], sums[f"max/{name}"]
         counts = [sums[f"{name}_bin_{index:02d}"] for index in range(len(edges) + 1)]
@@ -145,6 +146,11 @@ def finalise(sums: Mapping[str, float]) -> dict[str, float]:
         for label, quantile in QUANTILES.items():
             metrics[f"{name}/{label}"] = _quantile(counts, (low, *edges, high), quantile)
     return metrics
+
+
+def effective_size(weight_sum: float, weight_square_sum: float) -> float:
+    """`(sum w)^2 / sum w^2`; 0 of weights that are all 0."""
+    return weight_sum**2 / weight_square_sum if weight_square_sum else 0.0
 
 
 def position_deciles(loss_tokens: LossTokens) -> Int[Tensor, " loss_token"]:
@@ -157,11 +163,11 @@ def position_deciles(loss_tokens: LossTokens) -> Int[Tensor, " loss_token"]:
 def _sequence_ess_fractions(
     weights: Float[Tensor, " loss_token"], loss_tokens: LossTokens
 ) -> Float[Tensor, " sequence"]:
-    """`(sum w)^2 / sum w^2 / T` of each sequence."""
+    """`(sum w)^2 / sum w^2 / T` of each sequence; 0 where its weights are all 0."""
     empty = weights.new_zeros(loss_tokens.ends.numel())
     sums = empty.index_add(0, loss_tokens.sequence_index, weights)
     squares = empty.index_add(0, loss_tokens.sequence_index, weights.square())
-    return sums.square() / squares / loss_tokens.counts
+    return torch.where(squares > 0, sums.square() / squares, 0.0) / loss_tokens.counts
 
 
 def _position_sums(

@@ -15,6 +15,9 @@ class SampledCorpus(Section):
     kind: Literal["sampled"]
     problems: ProblemSetConfig
     """The problems to answer."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the sampling; null takes the run's. Runs that differ in their seed share one corpus
+    where this is set."""
     samples_per_problem: Annotated[int, Field(gt=0)] = 4
     """Completions sampled for each problem."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -87,6 +90,11 @@ class DatasetCorpus(Section):
 def train_on(corpus: SampledCorpus | DatasetCorpus) -> Literal["all", "last"]:
     """Which assistant turns train; a sampled row has one."""
     return corpus.train_on if isinstance(corpus, DatasetCorpus) else "all"
+
+
+def sampling_seed(corpus: SampledCorpus, *, run_seed: int) -> int:
+    """The seed that the corpus is sampled with."""
+    return run_seed if corpus.seed is None else corpus.seed
 
 
 CorpusConfig = Annotated[SampledCorpus | DatasetCorpus, Field(discriminator="kind")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ from pear_ray.config.base import Section
 from pear_ray.config.problems import ProblemSetConfig
 from pear_ray.config.rewards import MathVerifier, Name, RewardConfig
 
+Checkpoint = Literal["base", "sft", "rl"]
+CHECKPOINTS: tuple[Checkpoint, ...] = get_args(Checkpoint)
 MAIN_SUITE = "main"  # what the problems of `evaluate.problems` are called
 Ks = Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
 
@@ -42,6 +44,8 @@ class EvaluateConfig(Section):
     `suites` alone."""
     suites: list[SuiteConfig] = Field(default=[])
     """Further problem sets, each with results of its own."""
+    checkpoints: Annotated[list[Checkpoint], Field(min_length=1)] = Field(default=[*CHECKPOINTS])
+    """Which are evaluated."""
     num_samples: Annotated[int, Field(gt=0)] = 8
     """Completions per problem."""
     k: Ks = Field(default=[1, 8])
@@ -57,6 +61,8 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _has_problems(self) -> "EvaluateConfig":
+        if len(set(self.checkpoints)) < len(self.checkpoints):
+            raise ValueError(f"checkpoints={self.checkpoints} has one twice; give each once")
         names = [suite.name for suite in suites_of(self)]
         if not names:
             raise ValueError("nothing to evaluate on; give `problems`, or `suites`, or both")

@@ -240,6 +240,18 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             are listed at once, each with its dotted key and, for an unknown key, the nearest known
             one.
     """
+    tree = read_tree(path)
+    for override in overrides:
+        apply_override(tree, override)
+    return validate_run(tree, origin=str(path))
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """What the YAML file at `path` says.
+
+    Raises:
+        ConfigError: It is missing, not YAML, or no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -252,9 +264,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, got {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    return validate_run(tree, origin=str(path))
+    return tree
 
 
 def validate_run(tree: dict[str, Any], *, origin: str) -> RunConfig:
@@ -292,24 +302,38 @@ _QuotingDumper.add_representer(str, _quoted)
 _QuotingDumper.add_representer(float, _float)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set in `tree` what `override` (`sft.num_epochs=2`) says.
+
+    Raises:
+        ConfigError: It is not of that form, or its key leads into a value.
+    """
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {override!r}: expected key.path=value, as in sft.num_epochs=2")
-    node: Any = tree
-    *parents, leaf = dotted.split(".")
-    for parent in parents:
-        node = _step_into(node, parent, override)
     try:
         value = parse(text)
     except YamlError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    set_key(tree, dotted, value, said_by=override)
+
+
+def set_key(tree: dict[str, Any], dotted: str, value: Any, *, said_by: str) -> None:
+    """Set the value at a dotted key of `tree`; sections on the way are made.
+
+    Raises:
+        ConfigError: The key leads into a value, or beside a list's items.
+    """
+    node: Any = tree
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        node = _step_into(node, parent, said_by)
     if isinstance(node, list):
-        node[_index(node, leaf, override)] = value
+        node[_index(node, leaf, said_by)] = value
     elif isinstance(node, dict):
         node[leaf] = value
     else:
-        raise ConfigError(f"override {override!r}: {parents[-1]!r} is a value, not a section")
+        raise ConfigError(f"override {said_by!r}: {parents[-1]!r} is a value, not a section")
 
 
 def _step_into(node: Any, key: str, override: str) -> Any:

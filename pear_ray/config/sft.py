@@ -1,8 +1,8 @@
 """PEAR-weighted supervised fine-tuning."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pear_ray.config.backends import BackendConfig, FsdpBackend
 from pear_ray.config.base import Section, by_kind
@@ -45,6 +45,28 @@ class PearWeights(Section):
     """What is done about weights that are all small or all large; ours, not the paper's. The mean
     weight of the step's, or of each sequence's, loss tokens is made 1; or each sequence's
     log-ratios are centred on their mean before they are clipped and summed."""
+    control: Literal["none", "shuffled", "position_profile", "likelihood_only"] = "none"
+    """What a study compares this arm with: its own weights given to other sequences (level
+    sequence) or tokens (other levels) of the step; the step's mean weight at each token's distance
+    from the end; or the ratio without the behavior policy, whose log-probs are taken as 0. The
+    first two take one forward pass more."""
+
+
+class BySourceWeights(Section):
+    """A fixed weight for all rows of a source: an oracle, where somebody knows which rows help."""
+
+    kind: Literal["by_source"]
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    """The weight of each source of the corpus, every one by name; 0 leaves its rows out of the
+    gradient and in the denominator."""
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> "BySourceWeights":
+        if not any(self.weights.values()):
+            raise ValueError(
+                f"weights={self.weights} are all 0, so nothing would train; give one source more"
+            )
+        return self
 
 
 class NegativesConfig(Section):
@@ -57,7 +79,8 @@ class NegativesConfig(Section):
 
 
 WeightsConfig = Annotated[
-    Annotated[UniformWeights | PearWeights, Field(discriminator="kind")], by_kind("pear")
+    Annotated[UniformWeights | PearWeights | BySourceWeights, Field(discriminator="kind")],
+    by_kind("pear"),
 ]
 
 
@@ -125,8 +148,8 @@ class SftConfig(Section):
     """Evaluate while training, with a vLLM engine beside each trainer; off unless this is set."""
     alarms: AlarmsConfig = AlarmsConfig()
     """When the weights of training are worth a warning."""
-    num_epochs: Annotated[int, Field(gt=0)] = 1
-    """Passes over the corpus."""
+    num_epochs: Annotated[int, Field(ge=0)] = 1
+    """Passes over the corpus; 0 trains nothing and hands the policy on as it came (no SFT)."""
     global_batch_size: Annotated[int, Field(gt=0)] = 64
     """Sequences per optimizer step, over all ranks."""
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
@@ -140,4 +163,23 @@ def needs_initial_policy(config: SftConfig) -> bool:
     """Whether the corpus must be scored under the model that training starts from."""
     weights = config.weights
     by_ratio = weights.kind == "pear" and weights.ratio_policy == "init"
-    return by_ratio or isinstance(config.objective, IwSft | Psft | Asft | SftKl)
+    reads_it = by_ratio or isinstance(config.objective, IwSft | Psft | Asft | SftKl)
+    return reads_it and config.num_epochs > 0
+
+
+def describe_weights(weights: WeightsConfig) -> str:
+    """The weights in words, as reports show them."""
+    match weights:
+        case UniformWeights():
+            return "uniform (plain SFT)"
+        case BySourceWeights():
+            sources = ", ".join(f"{name} {each:g}" for name, each in weights.weights.items())
+            return f"by source: {sources}"
+        case PearWeights():
+            control = "" if weights.control == "none" else f", control {weights.control}"
+            return f"pear, {weights.level} level{control}"
+
+
+def needs_step_weights(weights: WeightsConfig) -> TypeGuard[PearWeights]:
+    """Whether all of a step's weights must be known before the first of them is used."""
+    return weights.kind == "pear" and weights.control in {"shuffled", "position_profile"}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pear_ray.artifacts.tables import CORPUS, PASS_RATES, TableWriter, write_rows
-from pear_ray.config.corpus import SampledCorpus
+from pear_ray.config.corpus import SampledCorpus, sampling_seed
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.prepare import PartSummary
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.samplers import SamplerPool
 from pear_ray.engines.chat import ChatTokenizer
-from pear_ray.engines.model_files import resolve_behavior, resolve_model
+from pear_ray.engines.model_files import by_source_name, resolve_behavior, resolve_model
 from pear_ray.engines.vllm.spec import Sampling
 from pear_ray.errors import InputError
 from pear_ray.records import Completion, FinishReason, Problem, Reward, RewardStatus
@@ -52,7 +52,7 @@ def sample_corpus(
     prompts = [chat.prompt_ids(problem.question) for problem in problems]
     answered: list[Answered] = []
     with RewardPool(corpus.rewards) as rewards:
-        for source, model in sampled_sources(config).items():
+        for source, model in by_source_name(resolve_behavior(config.models.behavior)).items():
             groups = _sample(config, corpus, model, prompts, log)
             pairs = [
                 (problem, one.text)
@@ -82,12 +82,6 @@ def sample_corpus(
     return summary, _measured(answered)
 
 
-def sampled_sources(config: RunConfig) -> dict[str, Path]:
-    """Name and folder of every behavior model that is sampled from."""
-    models = resolve_behavior(config.models.behavior)
-    return {model.name if source == "*" else source: model for source, model in models.items()}
-
-
 def _sample(
     config: RunConfig,
     corpus: SampledCorpus,
@@ -95,15 +89,7 @@ def _sample(
     prompts: Sequence[list[int]],
     log: MetricsLog,
 ) -> list[list[Completion]]:
-    sampling = [
-        Sampling(
-            num_samples=corpus.samples_per_problem,
-            temperature=corpus.temperature,
-            max_tokens=corpus.max_tokens,
-            seed=config.seed * 1_000_003 + index,
-        )
-        for index in range(len(prompts))
-    ]
+    sampling = _samplings(corpus, run_seed=config.seed, num_prompts=len(prompts))
     started = time.monotonic()
 
     def report(done: int, tokens: int) -> None:
@@ -112,6 +98,20 @@ def _sample(
 
     with SamplerPool(config, engine_spec(config, model), stage="collect") as samplers:
         return samplers.generate(prompts, sampling, progress=report)
+
+
+def _samplings(corpus: SampledCorpus, *, run_seed: int, num_prompts: int) -> list[Sampling]:
+    """How each prompt is sampled, with a seed of its own."""
+    seed = sampling_seed(corpus, run_seed=run_seed) * 1_000_003
+    return [
+        Sampling(
+            num_samples=corpus.samples_per_problem,
+            temperature=corpus.temperature,
+            max_tokens=corpus.max_tokens,
+            seed=seed + index,
+        )
+        for index in range(num_prompts)
+    ]
 
 
 def check_verdicts(corpus: SampledCorpus, answered: Sequence[Answered]) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pear_ray.config.evaluate import PassAtKConfig, Suite, suites_of
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.in_process import close_rewards, open_engine, open_rewards
 from pear_ray.distributed.train_group import export
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.trainer import Trainer
@@ -21,7 +22,6 @@ from pear_ray.engines.weights import MAX_GAP, load_checkpoint
 from pear_ray.records import Problem
 from pear_ray.tasks.judging import judge, summarise
 from pear_ray.tasks.problem_sets import evaluation_problems
-from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.tasks.sample_metrics import Judged
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class TrainingEvaluation:
         self._config, self._settings = config, settings
         self._chat, self._engine, self._stage_dir = chat, engine, stage_dir
         self._requests = first_requests(config, chat, num_problems=settings.num_problems)
-        self._pool = RewardPool(self._requests.suite.rewards)
+        self._pool = open_rewards(self._requests.suite.rewards)
 
     def is_due(self, step: int, *, num_steps: int) -> bool:
         """Whether the weights after `step` optimizer steps are to be evaluated."""
@@ -159,7 +159,7 @@ class TrainingEvaluation:
 
     def close(self) -> None:
         """End the verifiers' processes."""
-        self._pool.close()
+        close_rewards(self._pool)
 
     def _metrics(self, load: Callable[[], None]) -> dict[str, float]:
         begun = time.perf_counter()
@@ -203,9 +203,7 @@ def start_evaluation(
     settings = config.sft.pass_at_k
     if settings is None:
         return None
-    from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - seconds for SFT without
-
-    engine = VllmEngine(engine_spec(config, model, sleeps=True), takes_weights=True)
+    engine = open_engine(engine_spec(config, model, sleeps=True))
     engine.sleep()
     return TrainingEvaluation(config, settings, chat, engine=engine, stage_dir=stage_dir)
 

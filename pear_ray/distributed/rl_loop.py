@@ -9,6 +9,7 @@ from pear_ray.artifacts.rollouts import FOLDER as ROLLOUTS
 from pear_ray.distributed.capacity import rl_engine_spec
 from pear_ray.distributed.colocation import SharedDevice
 from pear_ray.distributed.evaluation import join_evaluation
+from pear_ray.distributed.in_process import close_rewards, open_engine, open_rewards
 from pear_ray.distributed.rl_ahead import AheadMaker
 from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_rollouts import RolloutMaker
@@ -22,8 +23,6 @@ from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines import weights
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.handover.live import check_engine
-from pear_ray.engines.vllm.engine import VllmEngine
-from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -34,7 +33,7 @@ def rl_loop(job: dict[str, Any]) -> None:
         worker.run()
     finally:
         worker.watchdog.close()
-        worker.pool.close()
+        close_rewards(worker.pool)
         if worker.evaluation:
             worker.evaluation.close()
 
@@ -46,14 +45,14 @@ class GrpoWorker(RolloutTrainer):
         run = job.config
         self.config, self.dtype = run.rl, run.models.dtype
         self.stage_dir = job.run_dir / "rl"
-        self.pool = RewardPool(self.config.rewards)  # first: its processes start up meanwhile
+        self.pool = open_rewards(self.config.rewards)  # first: its processes start up meanwhile
         self.device = start_worker(run.cluster)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.log = MetricsLog(job.run_dir, run=run.name, stage="rl", attempt=job.attempt)
         self.watchdog = Watchdog(run.cluster, self.stage_dir, rank=self.rank, log=self.log)
         self.chat = ChatTokenizer(job.model)
         # Before the policy: vLLM measures free memory when it sizes its cache.
-        self.engine = VllmEngine(rl_engine_spec(run, job.model), takes_weights=True)
+        self.engine = open_engine(rl_engine_spec(run, job.model))
         check_engine(self.engine, job.model, dtype=run.models.dtype)
         self.engine.sleep()  # until the first weight sync
         self.evaluation = join_evaluation(run, self.chat, self.engine, self.stage_dir)

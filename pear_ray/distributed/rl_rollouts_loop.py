@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.distributed.capacity import rl_engine_spec
+from pear_ray.distributed.in_process import open_engine
 from pear_ray.distributed.rl_endings import check_endings
 from pear_ray.distributed.rl_metrics import lap_times, rollout_metrics, rollout_sums
 from pear_ray.distributed.rl_rollouts import RolloutMaker
@@ -47,7 +48,7 @@ def sample_steps(job: TrainJob, pool: RewardPool, *, stage: str) -> VllmEngine:
     stage_dir = job.run_dir / stage
     chat = ChatTokenizer(job.model)
     # As in `rl`, so that the same weights sample the same tokens.
-    engine = VllmEngine(rl_engine_spec(run, job.model), takes_weights=True)
+    engine = open_engine(rl_engine_spec(run, job.model))
     check_engine(engine, job.model, dtype=run.models.dtype)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     where = {"rank": rank, "world_size": world_size}

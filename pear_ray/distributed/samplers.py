@@ -1,15 +1,17 @@
 """A pool of engine actors for collecting and evaluating: prompts in, completions out, in order."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.util import ActorPool
 
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed import in_process
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.distributed.failures import engine_errors
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
@@ -49,6 +51,63 @@ class EngineActor:
         gap = load_checkpoint(self._engine, Path(folder), max_gap=max_gap)
         self._name = "/".join(Path(folder).parts[-2:])
         return gap
+
+
+class Samplers(Protocol):
+    """Engines that answer as one, and take weights."""
+
+    def load(self, folder: Path, *, max_gap: float) -> float:
+        """Put the checkpoint in `folder` into every engine; the largest log-prob gap found."""
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sequence[Sampling],
+        *,
+        progress: Callable[[int, int], None],
+        prompts_per_call: int | None = None,
+    ) -> list[list[Completion]]:
+        """Completions of each prompt, in the order of `prompts`."""
+
+
+@contextlib.contextmanager
+def open_samplers(config: RunConfig, spec: EngineSpec, *, stage: str) -> Iterator[Samplers]:
+    """The run's engines on `spec`: actors, or the one of a process that is its own group."""
+    if in_process.is_host():
+        yield HostSampler(spec)
+        return
+    with SamplerPool(config, spec, stage=stage) as pool:
+        yield pool
+
+
+class HostSampler:
+    """The engine of this process; it gets the same calls as an engine of a pool of one."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._engine = in_process.open_engine(spec)
+
+    def load(self, folder: Path, *, max_gap: float) -> float:
+        """As in `Samplers`."""
+        from pear_ray.engines.weights import load_checkpoint  # noqa: PLC0415
+
+        return load_checkpoint(self._engine, folder, max_gap=max_gap)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sequence[Sampling],
+        *,
+        progress: Callable[[int, int], None],
+        prompts_per_call: int | None = None,
+    ) -> list[list[Completion]]:
+        """As in `Samplers`."""
+        size = prompts_per_call or PROMPTS_PER_CALL
+        done: list[list[Completion]] = []
+        for begin in range(0, len(prompts), size):
+            call = slice(begin, begin + size)
+            done += self._engine.generate(prompts[call], sampling[call])
+            progress(len(done), sum(len(one.token_ids) for group in done for one in group))
+        return done
 
 
 class SamplerPool:

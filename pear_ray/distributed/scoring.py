@@ -27,6 +27,7 @@ from pear_ray.distributed.capacity import (
     worker_environment,
 )
 from pear_ray.distributed.failures import engine_errors, quiet_ray_data
+from pear_ray.distributed.in_process import is_host, kept
 from pear_ray.engines.backing_off import BackingOff
 from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.engines.scored_ids import OwnIds, ids_to_score
@@ -69,7 +70,7 @@ class BehaviorScorer:
 
         config = job.config
         torch.set_num_threads(num_threads(config.cluster))
-        self._job = job
+        self.job = job
         engine = VllmEngine(
             engine_spec(
                 config,
@@ -97,14 +98,17 @@ class BehaviorScorer:
         Raises:
             EngineError: A log-prob of a loss token is not finite, or above 0.
         """
-        blocks = [Block(**row) for row in batch.to_pylist()]
-        return pa.table({"rows": [self._score_block(block) for block in blocks]})
+        return pa.table({"rows": self.score_blocks([Block(**row) for row in batch.to_pylist()])})
+
+    def score_blocks(self, blocks: Sequence[Block]) -> list[int]:
+        """Score and write each block; how many rows that were."""
+        return [self._score_block(block) for block in blocks]
 
     def _score_block(self, block: Block) -> int:
-        part = self._read_part(self._job.corpus, block.part)
-        rows = scores.rows_to_score(part, block, keep_given=self._job.keep_given)
+        part = self._read_part(self.job.corpus, block.part)
+        rows = scores.rows_to_score(part, block, keep_given=self.job.keep_given)
         found = self._scored(rows)
-        scores.write_block(self._job.folder, block, rows, map(_checked, found, rows))
+        scores.write_block(self.job.folder, block, rows, map(_checked, found, rows))
         return len(rows)
 
 
@@ -182,10 +186,23 @@ def score_corpus(job: ScoringJob, *, progress: Callable[[int], None]) -> float:
         # One source after the other: their engines need not fit beside each other.
         for source in job.models:
             todo = [block for block in left if block.source == source]
-            if todo:
+            if todo and is_host():
+                _scorer_here(job, source).score_blocks(todo)
+            elif todo:
                 for _ in _dataset(job, source, todo).iter_batches(batch_size=None):
                     pass
     return sum(block.num_rows for block in left) / (time.monotonic() - started)
+
+
+def _scorer_here(job: ScoringJob, source: str) -> BehaviorScorer:
+    """The scorer of this process, which scores the same corpus under the same model for all runs.
+
+    It must stay: vLLM would take what all engines of a process share along when the first ends.
+    """
+    key = ("scorer", job.models[source], job.top_k, job.align)
+    scorer = kept(key, lambda: BehaviorScorer(job, source))
+    scorer.job = job
+    return scorer
 
 
 def _dataset(job: ScoringJob, source: str, blocks: Sequence[Block]) -> ray.data.Dataset:

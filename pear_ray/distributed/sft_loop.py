@@ -14,10 +14,11 @@ from pear_ray.algorithms import weight_health
 from pear_ray.algorithms.talr import batch_tau, sequence_mean_losses
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import compute_dtype
-from pear_ray.config.sft import SftConfig, UniformWeights
+from pear_ray.config.sft import SftConfig, UniformWeights, needs_step_weights
 from pear_ray.distributed.equivalence import ROWS_PER_RANK, check_equivalence
 from pear_ray.distributed.evaluation import start_evaluation
 from pear_ray.distributed.sft_alarms import WeightAlarms, weights_are_absolute
+from pear_ray.distributed.sft_controls import control_step, without_step_control
 from pear_ray.distributed.sft_metrics import (
     SAMPLED_TOKENS,
     denominator_of,
@@ -128,7 +129,7 @@ class SftWorker:
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
-        if not restore(self.trainer) and self.config.check_equivalence:
+        if not restore(self.trainer) and self.config.check_equivalence and self.num_steps:
             self._check_equivalence()
         if self.trainer.step_count == 0 and (before := self._pass_at_k(0)) and self.rank == 0:
             self.log.log(before, step=0, num_steps=self.num_steps)
@@ -170,7 +171,7 @@ class SftWorker:
         Raises:
             TrainingError: A bound is broken, and the config wants the run to end then.
         """
-        if self.config.weights.kind == "uniform":
+        if self.config.weights.kind != "pear":  # they are what the run says, and tell of no ratio
             return
         for words in self.alarms.check(metrics, step=step):
             if self.config.alarms.action == "stop":
@@ -209,7 +210,7 @@ class SftWorker:
             TrainingError: As in `step`.
         """
         every = self.config.alarms.gradient_ratio_every
-        if self.config.weights.kind == "uniform" or not every or step % every:
+        if self.config.weights.kind != "pear" or not every or step % every:
             return {}
         rows = [row for row in self._my_rows(step)[:COMPARED_ROWS] if trains_positively(row)]
         microbatches = self._microbatches(rows)
@@ -275,7 +276,7 @@ class SftWorker:
         return {
             "sft/heldout/nll": health["nll"],
             "sft/heldout/weighted_nll": health["weighted_nll"],
-            "sft/heldout/weighted_loss": sums["numerator"] / sums["denominator"],
+            "sft/heldout/weighted_loss": sums["numerator"] / (sums["denominator"] or 1.0),
             "sft/heldout/ess_fraction": health["ess_fraction"],
         }
 
@@ -284,7 +285,11 @@ class SftWorker:
         rows = sorted(self._rows_of(0), key=lambda row: len(row["token_ids"]))
         rows = rows[: ROWS_PER_RANK * self.world_size]
         if len(rows) == ROWS_PER_RANK * self.world_size:  # every rank has its own
-            norm = functools.partial(self._gradient_norm, settings=self.config)
+            settings = self.config
+            if needs_step_weights(settings.weights):
+                # A row that is on every rank has no weight of the step to itself.
+                settings = without_step_control(settings)
+            norm = functools.partial(self._gradient_norm, settings=settings)
             check_equivalence(
                 norm, rows, rank=self.rank, world_size=self.world_size, dtype=self.dtype
             )
@@ -319,20 +324,28 @@ class SftWorker:
     ) -> tuple[Iterable[TokenBatch], float | None]:
         """The microbatches as batches, with what must be known of all of them before the first.
 
-        That is the averaged weights' log-probs, if ratios are made with them, and TALR's tau (else
-        None). Without either, batches are made one at a time, as they are used.
+        That is the averaged weights' log-probs, if ratios are made with them, what a control makes
+        of the weights, and TALR's tau (else None). Without any, batches are made one at a time, as
+        they are used.
         """
         one_by_one = map(self.collator, microbatches)
-        weights = settings.weights
+        weights, talr = settings.weights, settings.objective.kind == "talr"
         averaged = weights.kind == "pear" and weights.ratio_policy == "ema"
-        if not averaged and settings.objective.kind != "talr":
+        if not (averaged or talr or needs_step_weights(weights)):
             return one_by_one, None
         batches = list(one_by_one)
         if averaged:
             with self.trainer.averaged(), torch.no_grad():  # once: each time swaps all weights
                 for batch in batches:
                     batch.aligned["ema_logprobs"] = self._outputs(batch)["logprobs"]
-        return batches, self._tau(batches) if settings.objective.kind == "talr" else None
+        if not (talr or needs_step_weights(weights)):
+            return batches, None
+        with torch.no_grad():  # a pass of its own, for both
+            logprobs = [self._outputs(batch)["logprobs"] for batch in batches]
+        if needs_step_weights(weights):
+            seed, step = self.seed, self.trainer.step_count
+            control_step(microbatches, batches, logprobs, weights, seed=seed, step=step)
+        return batches, self._tau(batches, logprobs) if talr else None
 
     def _outputs(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         objective = self.config.objective
@@ -340,14 +353,11 @@ class SftWorker:
         outputs = self.trainer.policy(batch, temperature=1.0, entropy_k=k)
         return outputs if isinstance(outputs, dict) else {"logprobs": outputs}
 
-    @torch.no_grad()
-    def _tau(self, batches: Sequence[TokenBatch]) -> float:
-        """TALR's tau of the step's batch over all ranks, in a pass of its own."""
+    def _tau(self, batches: Sequence[TokenBatch], logprobs: Sequence[torch.Tensor]) -> float:
+        """TALR's tau of the step's batch over all ranks."""
         means = [
-            sequence_mean_losses(
-                -self._outputs(batch)["logprobs"], batch.sequence_ids, batch.loss_mask
-            ).cpu()
-            for batch in batches
+            sequence_mean_losses(-each, batch.sequence_ids, batch.loss_mask).cpu()
+            for batch, each in zip(batches, logprobs, strict=True)
         ]
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, torch.cat(means))

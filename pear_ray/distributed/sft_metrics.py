@@ -40,6 +40,9 @@ def denominator_of(sums: Mapping[str, float], settings: SftConfig) -> float:
 
     Weights enter the gradient linearly, so dividing them all by their mean is the same as
     multiplying the denominator by it; `weight_norm` has divided by them already.
+
+    Where all of a step's rows are of sources of weight 0, the sum of the weights is no denominator;
+    nor is one needed, for there is no gradient.
     """
     weights = settings.weights
     if (
@@ -48,6 +51,8 @@ def denominator_of(sums: Mapping[str, float], settings: SftConfig) -> float:
         and settings.reduction != "weight_norm"
     ):
         return sums["denominator"] * (sums["weight"] / sums["tokens"])
+    if weights.kind == "by_source" and not sums["denominator"] and sums["tokens"]:
+        return 1.0
     return sums["denominator"]
 
 

@@ -16,14 +16,18 @@ from pear_ray.artifacts.tables import SCORED, SCORED_TOP, read_table
 from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import SftConfig, needs_initial_policy
+from pear_ray.distributed.sft_terms import SOURCE_WEIGHTS
 from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.errors import ArtifactError, InputError, TrainingError
 
 INITIAL = "initial"  # folder, in the stage's, of the scores under the initial policy
+ROW_NUMBER = "row_number"  # column of the rows that train: which one it is among them
 
 
 def training_rows(config: SftConfig, run_dir: Path) -> pa.Table:
     """The scored examples that train, in the corpus's order, with what the objective wants of them.
+
+    Each has its number in that order beside it.
 
     Negatives are left out unless the config says what to do with them.
 
@@ -46,7 +50,8 @@ def training_rows(config: SftConfig, run_dir: Path) -> pa.Table:
                 scored = scored.append_column(name, initial[name])
     if config.negatives is None:
         scored = scored.filter(~pc.field("is_negative"))
-    return scored.combine_chunks()
+    numbers = pa.array(np.arange(len(scored)))
+    return scored.append_column(ROW_NUMBER, numbers).combine_chunks()
 
 
 def num_training_rows(config: SftConfig, run_dir: Path) -> int:
@@ -126,6 +131,10 @@ class Collator:
             names.append("initial_logprobs")
         if config.negatives is not None:
             names.append("is_negative")
+        weights = config.weights
+        self._source_weights = weights.weights if weights.kind == "by_source" else None
+        if self._source_weights is not None:
+            names.append(SOURCE_WEIGHTS)
         self._names = tuple(names)
         distils = config.objective.kind == "forward_kl"
         self._num_candidates = run.score.top_k if distils else reference_top_k(config.objective)
@@ -146,9 +155,12 @@ class Collator:
         return batch
 
     def _row(self, row: dict[str, Any]) -> Row:
-        aligned = row
+        aligned, length = row, len(row["token_ids"])
         if "is_negative" in self._names:
-            aligned = row | {"is_negative": [row["is_negative"]] * len(row["token_ids"])}
+            aligned = aligned | {"is_negative": [row["is_negative"]] * length}
+        if self._source_weights is not None:
+            weight = self._source_weights[row["source"]]
+            aligned = aligned | {SOURCE_WEIGHTS: [weight] * length}
         candidates = (row["top_ids"], row["top_logprobs"]) if self._num_candidates else None
         return Row(row["token_ids"], row["loss_mask"], aligned, candidates)
 

@@ -11,12 +11,17 @@ from pear_ray.algorithms import objectives, weight_health
 from pear_ray.algorithms.forward_kl import forward_kl_top_k
 from pear_ray.algorithms.group_health import group_sums
 from pear_ray.algorithms.negatives import above_logprob_floor, negative_sequence_weights
-from pear_ray.algorithms.pear import PearWeights
+from pear_ray.algorithms.pear import LOG_WEIGHT_CLIP, PearWeights
 from pear_ray.algorithms.reduce import loss_denominator, loss_numerator
 from pear_ray.config import objectives as config
 from pear_ray.config import sft as sft_config
+from pear_ray.config.sft import needs_step_weights
 from pear_ray.engines.batches import TokenBatch
 from pear_ray.weighting import clips, pear_weights
+
+SOURCE_WEIGHTS = "source_weights"  # aligned numbers of a batch: the weight of each token's source
+# The same of the step's control: its weights, and their logarithms.
+CONTROLLED = ("controlled_weights", "controlled_log_weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ def microbatch_terms(
     losses = token_losses(outputs, batch, settings.objective, tau=tau)
     flat = (weights.weights, batch.sequence_ids, batch.loss_mask)
     numerator = loss_numerator(losses, *flat, reduction=settings.reduction)
-    negative = _negative(batch)
+    negative = negative_tokens(batch)
     sums = _health(weights, logprobs.detach(), batch, ~negative, settings, groups)
     sums["numerator"] = float(numerator.detach())
     sums["denominator"] = float(loss_denominator(*flat, reduction=settings.reduction))
@@ -83,21 +88,25 @@ def token_weights(
 ) -> PearWeights:
     """The weight of each loss token, with the log-ratios behind it; uniform weights are all 1.
 
-    Those of negatives carry a minus sign, and are 0 at tokens that are unlikely enough.
+    Those of negatives carry a minus sign, and are 0 at tokens that are unlikely enough. A control
+    of the step (`sft_controls`) must be in the batch; it leaves negatives alone.
     """
-    kind, negative = settings.weights, _negative(batch)
-    found = _positive_weights(logprobs, batch, kind, ~negative)
+    kind, negative = settings.weights, negative_tokens(batch)
+    found = positive_weights(logprobs, batch, kind, ~negative)
+    if needs_step_weights(kind):
+        found = _controlled(found, batch)
     if settings.negatives is None:
         return found
     floor = settings.negatives.logprob_floor
-    if kind.kind == "uniform":
+    if kind.kind != "pear":
         pushed = above_logprob_floor(logprobs, negative, logprob_floor=floor)
-        signed = torch.where(pushed, -settings.negatives.scale, 0.0)
+        signed = torch.where(pushed, -settings.negatives.scale * _fixed_weights(batch, kind), 0.0)
         return dataclasses.replace(found, weights=found.weights + signed)
     ratio_clip, weight_clip = clips(kind)
+    behavior = batch.aligned["behavior_logprobs"]
     wrong = negative_sequence_weights(
         _ratio_logprobs(logprobs, batch, kind),
-        batch.aligned["behavior_logprobs"],
+        torch.zeros_like(behavior) if kind.control == "likelihood_only" else behavior,
         batch.sequence_ids,
         negative,
         negative_scale=settings.negatives.scale,
@@ -173,12 +182,13 @@ def _over_candidates(
     )
 
 
-def _positive_weights(
+def positive_weights(
     logprobs: torch.Tensor,
     batch: TokenBatch,
-    kind: sft_config.UniformWeights | sft_config.PearWeights,
+    kind: sft_config.WeightsConfig,
     positive: torch.Tensor,
 ) -> PearWeights:
+    """The arm's own weights of the tokens that are `positive`, before any control of the step."""
     spans = batch.aligned.get("span_ids")
     weigh = functools.partial(
         pear_weights,
@@ -192,14 +202,27 @@ def _positive_weights(
         return weigh(config=kind)
     # Log-ratios are still worth seeing: they tell what PEAR would have done.
     measured = weigh(config=sft_config.PearWeights(level="sequence"))
-    ones = positive.to(measured.weights.dtype)
-    return dataclasses.replace(measured, weights=ones, log_weights=torch.zeros_like(ones))
+    weights = torch.where(positive, _fixed_weights(batch, kind), 0.0)
+    # A weight of 0 has no logarithm: it counts as the smallest that metrics know.
+    logs = torch.where(positive, weights.log().clamp(min=LOG_WEIGHT_CLIP[0]), 0.0)
+    return dataclasses.replace(measured, weights=weights, log_weights=logs)
+
+
+def _fixed_weights(batch: TokenBatch, kind: sft_config.WeightsConfig) -> torch.Tensor:
+    """[token], what no model has a say in: 1, or the weight of the row's source."""
+    if kind.kind == "by_source":
+        return batch.aligned[SOURCE_WEIGHTS]
+    return torch.ones_like(batch.aligned["behavior_logprobs"])
+
+
+def _controlled(own: PearWeights, batch: TokenBatch) -> PearWeights:
+    """`own` with the step's control in place of the weights, at tokens that are no negatives."""
+    weights, logs = (batch.aligned[name] for name in CONTROLLED)
+    return dataclasses.replace(own, weights=weights, log_weights=logs)
 
 
 def _ratio_logprobs(
-    logprobs: torch.Tensor,
-    batch: TokenBatch,
-    kind: sft_config.UniformWeights | sft_config.PearWeights,
+    logprobs: torch.Tensor, batch: TokenBatch, kind: sft_config.WeightsConfig
 ) -> torch.Tensor:
     if kind.kind == "pear" and kind.ratio_policy != "live":
         name = {"init": "initial_logprobs", "ema": "ema_logprobs"}[kind.ratio_policy]
@@ -207,7 +230,7 @@ def _ratio_logprobs(
     return logprobs
 
 
-def _negative(batch: TokenBatch) -> torch.Tensor:
+def negative_tokens(batch: TokenBatch) -> torch.Tensor:
     """[token], True in rows that are known to be wrong."""
     marks = batch.aligned.get("is_negative")
     return torch.zeros_like(batch.loss_mask) if marks is None else marks.bool()
@@ -237,8 +260,8 @@ def _health(
     groups: RowGroups | None,
 ) -> dict[str, float]:
     kind = settings.weights
-    # Uniform weights' log-ratios are counted against the paper's bounds.
-    bounds = clips(sft_config.PearWeights() if kind.kind == "uniform" else kind)
+    # The log-ratios of weights without a ratio are counted against the paper's bounds.
+    bounds = clips(kind if kind.kind == "pear" else sft_config.PearWeights())
     clipped = {"log_ratio_clip": bounds[0], "log_weight_clip": bounds[1]}
     ids = batch.sequence_ids
     sums = weight_health.weight_sums(weights, logprobs, ids, positive, **clipped)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 )
 
 from pear_ray.config.sections import ClusterConfig
+from pear_ray.distributed import in_process
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.distributed.failures import causes, one_line
 from pear_ray.distributed.watchdog import STALLED_FILE, stalled
@@ -65,20 +67,34 @@ def run_train_group(
     wish = stage_dir / STOP_FILE
     wish.unlink(missing_ok=True)
     (stage_dir / STALLED_FILE).unlink(missing_ok=True)
-    for failures in itertools.count(1):
-        try:
-            with gracefully(wish.touch):
-                _fit(_trainer(loop, job, cluster=cluster, stage_dir=stage_dir))
-        except ray.train.TrainingFailedError as error:
-            if not _died_while_starting(error) or failures > cluster.max_failures:
-                raise _cause(error) from error
+    with gracefully(wish.touch):
+        if in_process.is_host():
+            in_process.run_here(loop, job, stage_dir=stage_dir)
         else:
-            break
+            _fit_until_started(loop, job, cluster=cluster, stage_dir=stage_dir)
     if not (stage_dir / MODEL).exists() and wish.exists():
         raise StopRequested(
             f"{stage_dir.name} stopped at a checkpoint, as SIGTERM asked; run the same command "
             "again to go on"
         )
+
+
+def _fit_until_started(
+    loop: Callable[[dict[str, Any]], None],
+    job: dict[str, Any],
+    *,
+    cluster: ClusterConfig,
+    stage_dir: Path,
+) -> None:
+    """Run the group to its end; again where a worker died before all had started."""
+    for failures in itertools.count(1):
+        try:
+            _fit(_trainer(loop, job, cluster=cluster, stage_dir=stage_dir))
+        except ray.train.TrainingFailedError as error:
+            if not _died_while_starting(error) or failures > cluster.max_failures:
+                raise _cause(error) from error
+        else:
+            break
 
 
 def stop_wished(stage_dir: Path) -> bool:
@@ -196,7 +212,8 @@ def start_worker(cluster: ClusterConfig) -> torch.device:
     """Threads and device of this worker; call it first in a loop."""
     torch.set_num_threads(num_threads(cluster))
     if cluster.device == "cuda":
-        return ray.train.torch.get_device()
+        here = in_process.is_host()
+        return torch.device("cuda", 0) if here else ray.train.torch.get_device()
     return torch.device("cpu")
 
 
@@ -212,10 +229,15 @@ class Resumable(Protocol):
 
 def restore(trainer: Trainer, *others: Resumable) -> bool:
     """Load the last committed checkpoint into `trainer`, if there is one (a collective)."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    if in_process.is_host():
+        folder = in_process.saved_here()
+        found = None if folder is None else nullcontext(folder)
+    else:
+        checkpoint = ray.train.get_checkpoint()
+        found = None if checkpoint is None else checkpoint.as_directory()
+    if found is None:
         return False
-    with checkpoint.as_directory() as folder:
+    with found as folder:
         for each in (trainer, *others):
             each.load(Path(folder))
     return True
@@ -223,9 +245,16 @@ def restore(trainer: Trainer, *others: Resumable) -> bool:
 
 def commit(trainer: Trainer, *others: Resumable) -> None:
     """Checkpoint `trainer`, and what is not in it, after its current step (a collective)."""
-    with tempfile.TemporaryDirectory() as folder:
+
+    def save(folder: Path) -> None:
         for each in (trainer, *others):
-            each.save(Path(folder))
+            each.save(folder)
+
+    if in_process.is_host():
+        in_process.save_here(save)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
         ray.train.report(
             {"step": trainer.step_count},
             checkpoint=Checkpoint.from_directory(folder),

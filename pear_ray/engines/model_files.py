@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ def resolve_behavior(behavior: str | dict[str, str]) -> dict[str, Path]:
         except (ConfigError, InputError) as error:
             raise type(error)(f"source {source!r}: {error}") from error
     return found
+
+
+def by_source_name(behavior: Mapping[str, Path]) -> dict[str, Path]:
+    """Behavior models by the source that what they sample is of: any one's is the model's name."""
+    return {model.name if source == "*" else source: model for source, model in behavior.items()}
 
 
 def check_model_folder(folder: Path) -> None:

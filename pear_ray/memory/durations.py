@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.evaluate import suites_of
 from pear_ray.config.run import RunConfig
-from pear_ray.config.sft import needs_initial_policy
+from pear_ray.config.sft import needs_initial_policy, needs_step_weights
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
 from pear_ray.memory.activations import ENOUGH_TOKENS
 from pear_ray.memory.engine import DTYPE_BYTES
@@ -22,7 +22,6 @@ from pear_ray.memory.phases import ModelShapes
 from pear_ray.tasks.problem_sets import num_problems
 
 FORWARDS_PER_STEP, FORWARDS_WHEN_CHECKPOINTING = 3, 4
-NUM_CHECKPOINTS = 3  # that `evaluate` samples from: base, SFT, RL
 ROWS_WITHOUT_NUMBER = 1000  # what is planned of a corpus that nobody has counted
 # Measured on the demo, on two CPU cores (docs/planning.md): what its stages took but for sampling
 # and training, which is to start processes and engines. A GPU's engine takes longer: it captures
@@ -97,7 +96,7 @@ def plan_durations(
         for suite in suites_of(config.evaluate)
         for part in decode.parts(
             policy,
-            NUM_CHECKPOINTS * num_problems(suite.problems) * suite.num_samples,
+            len(config.evaluate.checkpoints) * num_problems(suite.problems) * suite.num_samples,
             suite.max_tokens,
             engines=cluster.num_samplers,
         )
@@ -130,7 +129,7 @@ def _sft(
     sft, ranks = config.sft, config.cluster.num_trainers
     forwards = FORWARDS_WHEN_CHECKPOINTING if sft.activation_checkpointing else FORWARDS_PER_STEP
     averages = sft.weights.kind == "pear" and sft.weights.ratio_policy == "ema"
-    forwards += averages + (sft.objective.kind == "talr")
+    forwards += averages + (sft.objective.kind == "talr" or needs_step_weights(sft.weights))
     parts = [
         _passes(
             "training",

@@ -29,7 +29,7 @@ from pear_ray.telemetry.metrics_log import (
 )
 
 Floats = NDArray[np.float64]
-CHECKPOINTS = ("base", "sft", "rl")
+
 _ROWS_PER_READ = 1024  # long completions must not be in memory all at once
 CONFIG_FILE = "config.yaml"
 _T = TypeVar("_T")

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES
+from pear_ray.config.evaluate import CHECKPOINTS
 from pear_ray.records import FinishReason, RewardStatus
-from pear_ray.reporting.load import CHECKPOINTS, Evaluation, RunData
+from pear_ray.reporting.load import Evaluation, RunData
 from pear_ray.reporting.page import Table
 from pear_ray.reporting.paired import difference_words, problem_counts
 from pear_ray.reporting.plot import (

@@ -65,7 +65,7 @@ def difference_words(found: "PairedDifference") -> str:
 
 def problem_counts(found: "PairedDifference") -> str:
     """On how many problems it is better and worse."""
-    return f"{found.num_better} of {found.num_problems} problems better, {found.num_worse} worse"
+    return f"{found.num_better} of {found.num_pairs} problems better, {found.num_worse} worse"
 
 
 def _pass_at_k(num_samples: int, num_correct: int, k: int) -> Fraction:

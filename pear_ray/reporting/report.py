@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
-from pear_ray.config.evaluate import MAIN_SUITE
+from pear_ray.config.evaluate import CHECKPOINTS, MAIN_SUITE
+from pear_ray.config.sft import describe_weights
 from pear_ray.errors import ArtifactError
-from pear_ray.reporting.load import CHECKPOINTS, Evaluation, RunData, load_run_data
+from pear_ray.reporting.load import Evaluation, RunData, load_run_data
 from pear_ray.reporting.outcome import ExampleProblem, example_problems
 from pear_ray.reporting.page import Table, render_page, write_page
 from pear_ray.reporting.rollouts.page import ShownStep, shown_steps
@@ -82,14 +83,12 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     config = data.config
     if config is None:
         return []
-    weights = config.sft.weights
-    level = f"pear, {weights.level} level" if weights.kind == "pear" else "uniform (plain SFT)"
     rl = f"{config.rl.num_steps} steps, {config.rl.prompts_per_step} x {config.rl.group_size}"
     took = sum(m.finished - m.started for m in data.manifests.values())
     return [
         ("policy", config.models.policy),
         ("behavior", _behavior_words(config.models.behavior)),
-        ("SFT weights", level),
+        ("SFT weights", describe_weights(config.sft.weights)),
         ("SFT", f"{config.sft.num_epochs} epoch, {config.sft.global_batch_size} per step"),
         ("RL", rl),
         ("device", f"{config.cluster.device}, {config.cluster.num_trainers} trainers"),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pear_ray.config.corpus import SampledCorpus
-from pear_ray.config.sft import PearWeights
+from pear_ray.config.sft import PearWeights, describe_weights
 from pear_ray.reporting import (
     corpus_figures,
     outcome,
@@ -18,6 +18,15 @@ from pear_ray.reporting.load import RunData
 from pear_ray.reporting.page import Table
 from pear_ray.reporting.plot import Chart
 from pear_ray.telemetry.follow import SPEED_METRIC
+
+_NO_SFT = "no SFT: sft.num_epochs is 0, and the policy goes on as it came"
+_CONTROLS = {
+    "shuffled": "A control: the arm's own weights, each given to another place of its step.",
+    "position_profile": "A control: each token has the step's mean weight at its distance from the "
+    "end of its sequence.",
+    "likelihood_only": "A control: the behavior policy's log-probs count as 0, so that log-ratios "
+    "are the policy's log-probs.",
+}
 
 
 @dataclass(slots=True)
@@ -108,9 +117,15 @@ def _verified(section: Section, data: RunData) -> None:
 def _weights(data: RunData) -> Section:
     section = Section("weights", "PEAR weights")
     weights = data.config.sft.weights if data.config else PearWeights()
-    if not isinstance(weights, PearWeights):
-        section.missing.append("sft.weights is uniform (plain SFT): every token weighs 1")
+    if not _trains(data):
+        section.missing.append(_NO_SFT)
         return section
+    if not isinstance(weights, PearWeights):
+        each = "every token weighs 1" if weights.kind == "uniform" else "no ratio is in them"
+        section.missing.append(f"sft.weights is {describe_weights(weights)}: {each}")
+        return section
+    if weights.control != "none":
+        section.notes.append(f"{_CONTROLS[weights.control]} Weights are shown as they were used.")
     if data.weights is None:
         section.missing.append(data.missing["weights"])
     elif len(data.weights.steps):
@@ -125,6 +140,9 @@ def _weights(data: RunData) -> Section:
 
 def _sft(data: RunData) -> Section:
     section = Section("sft", "SFT")
+    if not _trains(data):
+        section.missing.append(_NO_SFT)
+        return section
     _held_out(section, data, "sft")
     section.draw(data, "sft", "sft/weighted_loss", corpus_figures.sft_loss)
     section.draw(data, "sft", "sft/grad_norm", lambda of: training_figures.grad_norm(of, "sft"))
@@ -135,6 +153,10 @@ def _sft(data: RunData) -> Section:
         section.charts.append(source_figures.source_weight_shares(data, sources))
         section.tables.append(source_figures.source_table(data, sources))
     return section
+
+
+def _trains(data: RunData) -> bool:
+    return data.config is None or data.config.sft.num_epochs > 0
 
 
 def _gradient_ratio(section: Section, data: RunData) -> None:

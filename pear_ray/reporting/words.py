@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pear_ray.reporting.load import CHECKPOINTS, Estimate, Evaluation
+from pear_ray.config.evaluate import CHECKPOINTS
+from pear_ray.reporting.load import Estimate, Evaluation
 from pear_ray.reporting.paired import Counts, difference_words, pair, problem_counts
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def paired_change(
     )
 
 
-def _unknown_rewards(evaluation: Evaluation, done: list[str]) -> list[str]:
+def _unknown_rewards(evaluation: Evaluation, done: Sequence[str]) -> list[str]:
     return [
         f"{100 * errored.value:.1f} % of the rewards {_where(name)} could not be computed."
         for name in done

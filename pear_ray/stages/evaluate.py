@@ -16,7 +16,8 @@ from pear_ray.config.rewards import describe
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import engine_spec
 from pear_ray.distributed.evaluation import Requests, evaluation_requests
-from pear_ray.distributed.samplers import SamplerPool
+from pear_ray.distributed.in_process import reward_pool
+from pear_ray.distributed.samplers import Samplers, open_samplers
 from pear_ray.distributed.session import ray_session
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import resolve_model
@@ -24,7 +25,6 @@ from pear_ray.engines.weights import MAX_GAP
 from pear_ray.records import Completion
 from pear_ray.tasks.judging import judge, sample_rows, summarise
 from pear_ray.tasks.problem_sets import content_of
-from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -38,7 +38,8 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     log = MetricsLog(run_dir, run=config.name, stage="evaluate", attempt=attempt)
     stage_dir, evaluate = run_dir / "evaluate", config.evaluate
     base = resolve_model(config.models.policy)
-    checkpoints = {"base": base, "sft": run_dir / "sft" / "model", "rl": run_dir / "rl" / "model"}
+    folders = {"base": base, "sft": run_dir / "sft" / "model", "rl": run_dir / "rl" / "model"}
+    checkpoints = {name: folders[name] for name in folders if name in evaluate.checkpoints}
     for stage in ("sft", "rl"):
         manifest.require_manifest(run_dir / stage)
     chat = ChatTokenizer(base)
@@ -49,11 +50,11 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         open_things.enter_context(ray_session(config.cluster))
         # Suites verified alike share a pool; all load while the engines start.
         pools = [
-            (rewards, open_things.enter_context(RewardPool(rewards)))
+            (rewards, open_things.enter_context(reward_pool(rewards)))
             for rewards in distinct_rewards(evaluate)
         ]
         spec = engine_spec(config, base)
-        samplers = open_things.enter_context(SamplerPool(config, spec, stage="evaluate"))
+        samplers = open_things.enter_context(open_samplers(config, spec, stage="evaluate"))
         table = open_things.enter_context(
             TableWriter(stage_dir / "samples.parquet", EVALUATION_SAMPLES)
         )
@@ -99,7 +100,7 @@ def _counts(asked: Sequence[Requests], num_checkpoints: int) -> dict[str, int]:
     }
 
 
-def _sample(samplers: SamplerPool, asked: Requests) -> Sequence[Sequence[Completion]]:
+def _sample(samplers: Samplers, asked: Requests) -> Sequence[Sequence[Completion]]:
     return samplers.generate(
         asked.prompts,
         asked.sampling,

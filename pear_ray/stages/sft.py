@@ -21,7 +21,8 @@ from pear_ray.telemetry.metrics_log import MetricsLog
 def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     """Write `sft/model` (a Hugging Face folder), the weight samples and the manifest.
 
-    With `sft.lora` also `sft/adapter`, as peft has it; the model is then the merged one.
+    With `sft.lora` also `sft/adapter`, as peft has it; the model is then the merged one. With
+    `sft.num_epochs` 0 the model is the one that the run starts from.
 
     Raises:
         TrainingError: The worker group failed more often than allowed, or diverged.
@@ -42,13 +43,15 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             cluster=config.cluster,
             stage_dir=stage_dir,
         )
-    samples = read_table(stage_dir / "weight_samples", WEIGHT_SAMPLES).to_pylist()
-    write_rows(stage_dir / "weight_samples.parquet", samples, WEIGHT_SAMPLES)
     num_rows = num_training_rows(config.sft, run_dir) - config.sft.heldout_rows
+    num_steps = num_sft_steps(config, num_rows=num_rows)
+    folder = stage_dir / "weight_samples"
+    samples = read_table(folder, WEIGHT_SAMPLES).to_pylist() if num_steps else []
+    write_rows(stage_dir / "weight_samples.parquet", samples, WEIGHT_SAMPLES)
     made = manifest.complete(
         stage_dir,
         counts={
-            "steps": num_sft_steps(config, num_rows=num_rows),
+            "steps": num_steps,
             "rows": num_rows * config.sft.num_epochs,
             "tokens": scored.counts["tokens"] * config.sft.num_epochs,
         },

@@ -60,6 +60,11 @@ class RewardPool:
         """Closes the pool."""
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it still verifies: not closed, and not given up."""
+        return bool(self._processes)
+
     def close(self) -> None:
         """Ends every process; harmless when called twice."""
         for process in self._processes:

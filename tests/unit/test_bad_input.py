@@ -90,6 +90,19 @@ def test_missing_run_file(refused: Callable[..., str]) -> None:
     assert "jobs/runs/" in message
 
 
+def test_weights_of_sources_that_the_corpus_will_not_have(refused: Callable[..., str]) -> None:
+    """Known before the first engine samples: rows of a sampled corpus are of its models."""
+    message = refused(
+        "corpus={kind: sampled, problems: {games: [{name: chain_sum}], size: 4}, max_tokens: 16}",
+        "sft.weights={kind: by_source, weights: {F: 1, N: 0}}",
+    )
+    assert message == (
+        "ConfigError: sft.weights.weights names F, N, and the sources of models.behavior are "
+        "teacher: no weight for teacher; no row of F, N; give each source of the corpus a weight, "
+        "and no other\n"
+    )
+
+
 def test_missing_corpus_file(refused: Callable[..., str]) -> None:
     message = refused("corpus.path=absent.jsonl")
     assert message.startswith("InputError: corpus.path=absent.jsonl: no such file or folder; give")

@@ -12,7 +12,7 @@ from pear_ray import dry_run, pipeline, preflight
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.run_dir import claim
 from pear_ray.config.run import RunConfig, validate_run
-from pear_ray.errors import ArtifactError
+from pear_ray.errors import ArtifactError, ConfigError
 from pear_ray.preflight import Models
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 from pear_ray.telemetry.metrics_log import EventRecord, MetricRecord, MetricsLog, read_metrics
@@ -258,6 +258,7 @@ def test_a_run_without_suites_is_what_it_was_before_there_were_any(corpus: Path)
     config = run_config(corpus)
     tree = json.loads(config.model_dump_json())["evaluate"]
     assert tree.pop("suites") == []
+    assert tree.pop("checkpoints") == ["base", "sft", "rl"]
     assert set(tree) == {
         "problems", "num_samples", "k", "temperature", "max_tokens", "confidence", "rewards"
     }  # fmt: skip
@@ -268,6 +269,101 @@ def test_a_run_without_suites_is_what_it_was_before_there_were_any(corpus: Path)
         config=[tree, engine, config.seed],
         inputs={"sft": found["sft"], "rl": found["rl"]},
     )
+
+
+def sampled(corpus: Path, **changes: Any) -> RunConfig:
+    tree = run_config(corpus).model_dump(mode="json")
+    tree["corpus"] = {"kind": "sampled", "problems": GAMES} | changes
+    return validate_run(tree, origin="test")
+
+
+def test_a_run_without_a_control_or_a_seed_of_its_corpus_is_what_it_was(corpus: Path) -> None:
+    """Neither key is in the identities of a run that does not use it."""
+    config = sampled(corpus)
+    tree = json.loads(config.model_dump_json())
+    assert tree["sft"]["weights"].pop("control") == "none"
+    assert tree["corpus"].pop("seed") is None
+    found = pipeline.fingerprints(config, MODELS)
+    engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
+    models = {"behavior": "behavior-1", "policy": "policy-1"}
+    assert found["collect"] == manifest.fingerprint(
+        stage="collect", config=[tree["corpus"], engine, 0], inputs=models
+    )
+    assert found["sft"] == manifest.fingerprint(
+        stage="sft",
+        config=[tree["sft"], engine | {"seed": 0}],
+        inputs={"scored": found["score"], "policy": "policy-1"},
+    )
+    assert found["diagnose"] == manifest.fingerprint(
+        stage="diagnose",
+        config=[tree["sft"]["weights"], engine],
+        inputs={"scored": found["score"], "policy": "policy-1"},
+    )
+    control = changed(corpus, sft__weights={"kind": "pear", "control": "shuffled"})
+    assert control == list(STAGES[STAGES.index("sft") :])
+
+
+def test_runs_of_other_seeds_share_a_corpus_with_a_seed_of_its_own(corpus: Path) -> None:
+    def collected(run_seed: int, **changes: Any) -> str:
+        tree = sampled(corpus, **changes).model_dump(mode="json") | {"seed": run_seed}
+        return pipeline.fingerprints(validate_run(tree, origin="test"), MODELS)["collect"]
+
+    assert collected(1) != collected(2)
+    assert collected(1, seed=7) == collected(2, seed=7) == collected(7)  # sampled alike
+    assert collected(1, seed=7) != collected(1, seed=8)
+
+
+WEIGHTS = {"kind": "by_source", "weights": {"F": 1.0, "N": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("sources", "wrong"),
+    [
+        ({"F": 3}, "no row of N; give"),
+        ({"F": 3, "N": 1, "M": 2}, "no weight for M; give"),
+        ({"M": 2}, "no weight for M; no row of F, N; give"),
+    ],
+)
+def test_weights_by_source_name_the_sources_of_the_corpus(
+    corpus: Path, tmp_path: Path, sources: dict[str, int], wrong: str
+) -> None:
+    """Before anything starts where the corpus is there, and again when it has been made."""
+    config = run_config(corpus, sft__weights=WEIGHTS)
+    identity = pipeline.fingerprints(config, MODELS)["collect"]
+    manifest.begin(tmp_path / "run" / "collect", identity)
+    manifest.complete(tmp_path / "run" / "collect", counts={}, details={"sources": sources})
+    collect = pipeline.plan(config, tmp_path / "run", MODELS)[0]
+    with pytest.raises(
+        ConfigError, match=f"the sources of .*jsonl .*run/collect/corpus. are .*{wrong}"
+    ):
+        pipeline.check_sources(config, tmp_path / "run", collect, MODELS)
+
+
+def test_sources_that_all_have_a_weight_are_fine(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, sft__weights=WEIGHTS)
+    unmade = pipeline.plan(config, tmp_path / "run", MODELS)[0]
+    pipeline.check_sources(config, tmp_path / "run", unmade, MODELS)  # nobody knows them yet
+    manifest.begin(tmp_path / "run" / "collect", unmade.fingerprint)
+    manifest.complete(
+        tmp_path / "run" / "collect", counts={}, details={"sources": {"N": 9, "F": 3}}
+    )
+    collect = pipeline.plan(config, tmp_path / "run", MODELS)[0]
+    pipeline.check_sources(config, tmp_path / "run", collect, MODELS)
+
+
+def test_the_sources_of_a_corpus_to_be_sampled_are_known_by_its_models(
+    corpus: Path, tmp_path: Path
+) -> None:
+    tree = sampled(corpus).model_dump(mode="json")
+    tree["sft"]["weights"] = WEIGHTS
+    config = validate_run(tree, origin="test")
+    collect = pipeline.plan(config, tmp_path, MODELS)[0]
+    with pytest.raises(
+        ConfigError, match=r"the sources of models\.behavior are b: no weight for b"
+    ):
+        pipeline.check_sources(config, tmp_path, collect, MODELS)
+    both = Models(Path("p"), {"F": Path("b"), "N": Path("c")}, "policy-1", "behavior-2")
+    pipeline.check_sources(config, tmp_path, collect, both)
 
 
 def test_a_suite_of_a_file_is_known_by_its_content(corpus: Path, tmp_path: Path) -> None:

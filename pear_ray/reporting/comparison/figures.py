@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pear_ray.config.evaluate import CHECKPOINTS
 from pear_ray.reporting.comparison.runs import ComparedRun
-from pear_ray.reporting.load import CHECKPOINTS, Floats
+from pear_ray.reporting.load import Floats
 from pear_ray.reporting.plot import (
     BLUE,
     GREY,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pear_ray.config.evaluate import CHECKPOINTS
 from pear_ray.errors import InputError
 from pear_ray.reporting.comparison.config_diff import differing_settings
 from pear_ray.reporting.comparison.pairs import paired_tables
@@ -18,7 +19,6 @@ from pear_ray.reporting.comparison.runs import (
 )
 from pear_ray.reporting.comparison.table import comparison_tree, final_figures, row_words
 from pear_ray.reporting.comparison.words import headline
-from pear_ray.reporting.load import CHECKPOINTS
 from pear_ray.reporting.page import Table, render_page, write_page
 from pear_ray.reporting.plot import run_style
 from pear_ray.reporting.words import (

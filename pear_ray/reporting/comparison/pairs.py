@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pear_ray.config.evaluate import CHECKPOINTS
 from pear_ray.reporting.comparison.runs import ComparedRun, evaluated_on, suite_names
-from pear_ray.reporting.load import CHECKPOINTS
 from pear_ray.reporting.page import Table
 from pear_ray.reporting.paired import difference_words, pair, problem_counts
 from pear_ray.reporting.words import CHECKPOINT_WORDS

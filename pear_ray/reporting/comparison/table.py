@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from pear_ray.config.evaluate import CHECKPOINTS
 from pear_ray.reporting.comparison.config_diff import Setting, differing_settings
 from pear_ray.reporting.comparison.pairs import paired_runs
 from pear_ray.reporting.comparison.runs import ComparedRun, shared_notes
-from pear_ray.reporting.load import CHECKPOINTS
 from pear_ray.telemetry.view import duration
 
 _LAST_SHARE = 10  # a number of every step is the mean over the last tenth of the steps

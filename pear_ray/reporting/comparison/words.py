@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pear_ray.config.evaluate import CHECKPOINTS
 from pear_ray.reporting.comparison.pairs import paired_runs
 from pear_ray.reporting.comparison.runs import (
     ComparedRun,
@@ -12,7 +13,7 @@ from pear_ray.reporting.comparison.runs import (
     suite_names,
 )
 from pear_ray.reporting.comparison.table import last_value
-from pear_ray.reporting.load import CHECKPOINTS, Estimate
+from pear_ray.reporting.load import Estimate
 from pear_ray.reporting.paired import difference_words
 from pear_ray.reporting.words import CHECKPOINT_WORDS, estimate_words, metric_words, overlap
 

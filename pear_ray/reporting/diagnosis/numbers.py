@@ -79,7 +79,7 @@ class Diagnosis:
 
     Attributes:
         weights: The settings that the numbers are for.
-        is_assumed: The run trains with uniform weights, and `weights` are PEAR's defaults.
+        is_assumed: The run's weights are not made of ratios, and `weights` are PEAR's defaults.
         overall: All positive rows together.
         sources: By name.
         num_negative_rows: By source: left out of everything else, for they take the sequence weight
@@ -107,7 +107,7 @@ def diagnose(
         ArtifactError: There is no positive row, one has no loss token, or a loss token's log-prob
             is not finite.
     """
-    settings = sft_config.PearWeights() if weights.kind == "uniform" else weights
+    settings = weights if weights.kind == "pear" else sft_config.PearWeights()
     tallies: dict[str, _Tally] = {}
     negatives: Counter[str] = Counter()
     for batch in batches:
@@ -131,7 +131,7 @@ def diagnose(
         whole = whole.plus(other)
     return Diagnosis(
         weights=settings,
-        is_assumed=weights.kind == "uniform",
+        is_assumed=weights.kind != "pear",
         overall=_finish(ALL_SOURCES, whole, whole, settings),
         sources=[_finish(name, tallies[name], whole, settings) for name in sorted(tallies)],
         num_negative_rows=dict(sorted(negatives.items())),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pear_ray.artifacts.run_dir import write_json
+from pear_ray.config.sft import describe_weights
 from pear_ray.reporting.diagnosis import figures
 from pear_ray.reporting.diagnosis.numbers import Diagnosis, SourceDiagnosis
 from pear_ray.reporting.diagnosis.warnings import diagnosis_warnings, percent, verdict
@@ -83,7 +84,7 @@ def render_diagnosis(
 
 def _facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     weights, overall = diagnosis.weights, diagnosis.overall
-    level = f"{weights.level} level"
+    level = describe_weights(weights)
     if weights.level == "block":
         level += f", {weights.block_size} tokens"
     if weights.level != "sequence":
@@ -91,7 +92,7 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     return [
         ("rows", f"{overall.num_rows:,}"),
         ("loss tokens", f"{overall.num_loss_tokens:,}"),
-        ("weights", f"pear, {level}{' (assumed)' if diagnosis.is_assumed else ''}"),
+        ("weights", f"{level}{' (assumed)' if diagnosis.is_assumed else ''}"),
         ("log-ratio clip", f"{weights.log_ratio_clip_low:g} to {weights.log_ratio_clip_high:g}"),
         ("log-weight clip", f"{weights.log_weight_clip_low:g} to {weights.log_weight_clip_high:g}"),
     ]

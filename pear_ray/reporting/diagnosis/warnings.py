@@ -66,16 +66,8 @@ def diagnosis_warnings(diagnosis: Diagnosis) -> list[DiagnosisWarning]:
     """Every warning, the rules in order of weight, each over all sources by name."""
     return [
         warning
-        for rule in (
-            _behavior_unlike_policy,
-            _ceiling,
-            _ess_collapse,
-            _weights_on_the_ends,
-            _behavior_is_policy,
-            _long_traces,
-            _proxy_scorer,
-            _flat_weights,
-        )
+        for rule in _RULES
+        if not (rule in _OF_THE_BEHAVIOR and diagnosis.weights.control == "likelihood_only")
         for warning in _apply(rule, diagnosis)
     ]
 
@@ -94,7 +86,9 @@ def verdict(diagnosis: Diagnosis, warnings: list[DiagnosisWarning]) -> str:
         more = f", and {len(warnings) - 1} more" if len(warnings) > 1 else ""
         sentence = f"Look before training: {first}{more}. {effect}"
     if diagnosis.is_assumed:
-        sentence += " The run has uniform weights; these are what PEAR's defaults would do."
+        sentence += " The run's weights have no ratio in them; PEAR's defaults would do this."
+    elif diagnosis.weights.control != "none":
+        sentence += f" {_CONTROLS[diagnosis.weights.control]}"
     return sentence
 
 
@@ -285,6 +279,27 @@ def _flat_weights(source: SourceDiagnosis, diagnosis: Diagnosis) -> DiagnosisWar
         f"{source.health['weight/mean']:.3g}), so training is close to plain SFT.",
         ["nothing; but expect little from PEAR over `sft.weights.kind=uniform`"],
     )
+
+
+_RULES: tuple[_Rule, ...] = (
+    _behavior_unlike_policy,
+    _ceiling,
+    _ess_collapse,
+    _weights_on_the_ends,
+    _behavior_is_policy,
+    _long_traces,
+    _proxy_scorer,
+    _flat_weights,
+)
+# They compare with the behavior policy, which a control of the policy's likelihood does without.
+_OF_THE_BEHAVIOR = (_behavior_unlike_policy, _behavior_is_policy, _proxy_scorer)
+_CONTROLS = {
+    "shuffled": "The run is a control that gives these weights to other places of a step.",
+    "position_profile": "The run is a control that trains with their mean at each distance from "
+    "the end.",
+    "likelihood_only": "The run is a control without the behavior policy: log-ratios are the "
+    "policy's log-probs.",
+}
 
 
 def _is_copy(source: SourceDiagnosis) -> bool:

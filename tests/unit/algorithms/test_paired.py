@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pear_ray.algorithms.paired import PairedDifference, paired_difference, sign_flip_p
+from pear_ray.algorithms.paired import (
+    PairedDifference,
+    paired_difference,
+    paired_over_seeds,
+    sign_flip_p,
+    sign_flip_p_of_floats,
+)
 
 
 def by_enumeration(differences: list[Fraction]) -> float:
@@ -49,7 +55,7 @@ def test_a_difference_and_its_interval() -> None:
     after = [Fraction(n, 8) for n in (1, 2, 3, 3, 5, 4)]
     found = paired_difference(before, after, seed=0, confidence=0.95)
     assert found.value == pytest.approx(3 / 8 / 6)
-    assert (found.num_problems, found.num_better, found.num_worse) == (6, 4, 1)
+    assert (found.num_pairs, found.num_better, found.num_worse) == (6, 4, 1)
     assert found.low < found.value < found.high
     assert found.p == by_enumeration([b - a for a, b in zip(before, after, strict=True)])
     back = paired_difference(after, before, seed=0, confidence=0.95)
@@ -80,7 +86,7 @@ def test_told_apart_takes_the_interval_and_p(
         high=high,
         confidence=0.95,
         p=p,
-        num_problems=9,
+        num_pairs=9,
         num_better=5,
         num_worse=1,
     )
@@ -95,3 +101,46 @@ def test_three_problems_never_suffice() -> None:
     assert found.low > 0
     assert found.p == 0.25
     assert not found.is_told_apart
+
+
+SCORES = st.lists(st.integers(-6, 6).map(lambda n: n / 10), min_size=1, max_size=11)
+
+
+@given(SCORES)
+def test_p_of_rounded_scores_is_that_of_the_exact_ones(differences: list[float]) -> None:
+    """Tenths are no floats: .3 - .1 - .2 is not 0, yet the patterns tie."""
+    exact = [Fraction(round(10 * each), 10) for each in differences]
+    assert sign_flip_p_of_floats(differences) == pytest.approx(by_enumeration(exact), abs=1e-12)
+
+
+def test_p_over_seeds_by_hand() -> None:
+    assert sign_flip_p_of_floats([0.1, 0.2, 0.05, 0.3]) == 2 / 16
+    assert sign_flip_p_of_floats([0.1, 0.2, -0.3]) == 1.0  # the sum is 0 but for rounding
+    assert sign_flip_p_of_floats([0.0, 0.0]) == 1.0
+    assert sign_flip_p_of_floats([]) == 1.0
+    assert sign_flip_p_of_floats([0.01] * 40) == pytest.approx(2 / 2**40)
+    # 41 of .01 with one down: the two patterns at 41 and their 41 neighbours, both ways
+    assert sign_flip_p_of_floats([0.01] * 40 + [-0.01]) == pytest.approx(2 * 42 / 2**41)
+    with pytest.raises(ValueError, match="a difference is not finite"):
+        sign_flip_p_of_floats([float("nan")])
+
+
+def test_both_ways_of_counting_agree() -> None:
+    differences = [0.011 * (-1) ** n + 0.0007 * n for n in range(38)]
+    exact = [Fraction(round(1e4 * each), 10_000) for each in differences]
+    assert sign_flip_p_of_floats(differences) == pytest.approx(sign_flip_p(exact), rel=1e-9)
+
+
+def test_a_difference_over_seeds() -> None:
+    before, after = [0.70, 0.72, 0.68, 0.71], [0.75, 0.76, 0.70, 0.71]
+    found = paired_over_seeds(before, after, seed=0, confidence=0.95)
+    assert found.value == pytest.approx(0.11 / 4)
+    assert (found.num_pairs, found.num_better, found.num_worse) == (4, 3, 0)
+    assert found.p == 2 / 8  # the tie says nothing; three signs alike
+    assert found.low < found.value < found.high
+    alike = paired_over_seeds([0.3, 0.6], [0.1 + 0.2, 0.6], seed=0, confidence=0.95)
+    assert (alike.num_better, alike.num_worse, alike.p) == (0, 0, 1.0)
+    with pytest.raises(ValueError, match="4 and 3 scores; pair at least one seed"):
+        paired_over_seeds(before, after[:3], seed=0, confidence=0.95)
+    with pytest.raises(ValueError, match="leave its seed out"):
+        paired_over_seeds([0.1], [float("inf")], seed=0, confidence=0.95)

@@ -20,6 +20,18 @@ def by_hand():
     return pear, policy, torch.tensor([0, 0, 0, 1]), torch.tensor([True, False, True, True])
 
 
+def test_weights_that_are_all_zero_divide_nothing():
+    """Fixed weights by source can be: no share, and no effective token."""
+    pear, *others = by_hand()
+    nothing = PearWeights(torch.zeros(4), torch.zeros(4), pear.log_ratios, pear.log_ratios)
+    metrics = finalise(weight_sums(nothing, *others))
+    for name in ("effective_sample_size", "ess_fraction", "sequence_ess_fraction", "weight/mean"):
+        assert metrics[name] == 0.0
+    shares = [value for name, value in metrics.items() if name.endswith("weight_share")]
+    assert shares == [0.0] * 11
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
 def test_every_metric_by_hand():
     metrics = finalise(weight_sums(*by_hand()))
     mean = (-0.08 + 0.5 - 0.2) / 3

@@ -60,6 +60,15 @@ def test_unknown_key_inside_a_choice_and_inside_a_list(run_file: Path) -> None:
         ("sft=3", "sft"),
         ("name=a/b", "name"),
         ("sft.weights={kind: none}", "sft.weights"),
+        ("sft.num_epochs=-1", "sft.num_epochs"),
+        ("sft.weights.control=shufled", "sft.weights.pear.control"),
+        ("sft.weights={kind: by_source, weights: {}}", "sft.weights.by_source.weights"),
+        ("sft.weights={kind: by_source, weights: {a: 0}}", "sft.weights.by_source"),
+        ("sft.weights={kind: by_source, weights: {a: -1}}", "sft.weights.by_source.weights.a"),
+        (
+            "corpus={kind: sampled, problems: {games: [{name: x}], size: 1}, seed: -1}",
+            "corpus.sampled.seed",
+        ),
     ],
 )
 def test_wrong_types_and_bounds_name_the_key(run_file: Path, override: str, key: str) -> None:

@@ -12,6 +12,7 @@ from pear_ray.distributed.collecting import (
     Answered,
     _measured,
     _pass_rate,
+    _samplings,
     check_verdicts,
     corpus_rows,
 )
@@ -138,6 +139,19 @@ def test_pass_rates(verdicts: list[Reward], judged: int, correct: int, rate: flo
         "pass_rate": rate,
     }
     assert pa.Table.from_pylist([found], schema=PASS_RATES)["num_judged"].to_pylist() == [judged]
+
+
+@pytest.mark.parametrize(("seed", "first"), [(None, 3 * 1_000_003), (5, 5 * 1_000_003)])
+def test_prompts_are_sampled_with_the_corpus_seed_or_else_the_runs(
+    seed: int | None, first: int
+) -> None:
+    """Each prompt with another, and all settings as the corpus has them."""
+    sampled = corpus().model_copy(update={"seed": seed, "temperature": 0.5})
+    found = _samplings(sampled, run_seed=3, num_prompts=2)
+    assert [each.seed for each in found] == [first, first + 1]
+    assert {(each.num_samples, each.temperature, each.max_tokens) for each in found} == {
+        (4, 0.5, 128)
+    }
 
 
 def test_what_was_measured() -> None:

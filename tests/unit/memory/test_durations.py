@@ -84,6 +84,22 @@ def test_each_microbatch_takes_time_beside_computing(toy: ModelShape) -> None:
     assert found == pytest.approx(3 * (UPDATE_S + MICROBATCH_S))
 
 
+def test_a_control_of_the_step_is_a_pass_more(toy: ModelShape) -> None:
+    plain = seconds(toy)["sft"]["training"]
+    controls = {
+        control: seconds(toy, f"sft.weights.control={control}")["sft"]["training"] / plain
+        for control in ("shuffled", "position_profile", "likelihood_only")
+    }
+    assert controls == pytest.approx(
+        {"shuffled": 4 / 3, "position_profile": 4 / 3, "likelihood_only": 1}
+    )
+
+
+def test_no_sft_takes_its_start_alone(toy: ModelShape) -> None:
+    found = seconds(toy, "sft.num_epochs=0", "sft.objective=psft")["sft"]
+    assert {name: value for name, value in found.items() if value} == {"start": START_S["sft"]}
+
+
 def test_the_initial_policy_is_scored_where_it_is_asked_for(toy: ModelShape) -> None:
     assert "scores of the initial policy" not in seconds(toy)["sft"]
     found = seconds(toy, "sft.objective=psft")["sft"]
@@ -136,3 +152,10 @@ def test_this_machine_is_measured() -> None:
     pace = pace_of_this_machine(1)
     assert 1e8 < pace.flops_per_s < 1e14
     assert 1e8 < pace.bytes_per_s < 1e13
+
+
+def test_only_the_checkpoints_that_are_evaluated_take_time(toy: ModelShape) -> None:
+    all_three = seconds(toy)["evaluate"]["prompts"]
+    two = seconds(toy, "evaluate.checkpoints=[sft, rl]")["evaluate"]["prompts"]
+    assert all_three == pytest.approx(200 * 8 * 3 * forward_flops(toy, 12) / 0.25e6)
+    assert two == pytest.approx(all_three * 2 / 3)

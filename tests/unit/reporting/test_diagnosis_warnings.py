@@ -151,8 +151,21 @@ def test_the_verdict_counts_warnings_and_tells_of_assumed_weights():
     assert sentence == (
         "Look before training: the behavior model is far stronger than the policy, or unlike it "
         "(big), and 2 more. PEAR leaves 12 % of 200 loss tokens effective, with a mean weight of "
-        "0.0643. The run has uniform weights; these are what PEAR's defaults would do."
+        "0.0643. The run's weights have no ratio in them; PEAR's defaults would do this."
     )
+
+
+def test_a_control_is_told_and_one_without_a_teacher_is_not_compared_with_it():
+    """Weights of log-probs below the clip: no rule may say that the behavior model is unlike."""
+    row = constant(-1.0, length=200, source="big")
+    rules = {}
+    for control in ("shuffled", "likelihood_only"):
+        diagnosis = diagnose([[row]], weights=PearWeights(control=control))
+        warnings = diagnosis_warnings(diagnosis)
+        rules[control] = [warning.rule for warning in warnings]
+        assert "The run is a control" in verdict(diagnosis, warnings)
+    assert "behavior_unlike_policy" in rules["shuffled"]
+    assert rules["shuffled"][1:] == rules["likelihood_only"]
 
 
 def test_every_warning_has_options_and_ends_its_sentence():

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_run import CONFIG, SCORES, make_evaluation, make_run
 
+from pear_ray.artifacts.tables import WEIGHT_SAMPLES, write_rows
 from pear_ray.config.run import dump_run, validate_run
 from pear_ray.errors import InputError
 from pear_ray.reporting.load import WeightSamples, load_run_data
@@ -20,8 +21,9 @@ from pear_ray.reporting.outcome import (
     shorten,
 )
 from pear_ray.reporting.plot import running_mean
-from pear_ray.reporting.report import write_report
+from pear_ray.reporting.report import render_report, write_report
 from pear_ray.reporting.rl_health_figures import MAX_SYNC_GAPS
+from pear_ray.reporting.sections import build_sections
 from pear_ray.telemetry.metrics_log import MetricsLog
 
 
@@ -223,6 +225,45 @@ def test_uniform_weights_are_named_instead_of_drawn(tmp_path):
     html = (tmp_path / "report.html").read_text()
     assert "sft.weights is uniform (plain SFT): every token weighs 1" in html
     assert "uniform (plain SFT)</dd>" in html
+
+
+@pytest.mark.parametrize(
+    ("sft", "told"),
+    [
+        (
+            {"weights": {"kind": "by_source", "weights": {"F": 1.0, "N": 0.0}}},
+            "by source: F 1, N 0",
+        ),
+        (
+            {"weights": {"level": "sequence", "control": "shuffled"}},
+            "the arm&#39;s own weights, each given to another place of its step. Weights are shown",
+        ),
+        ({"num_epochs": 0}, "no SFT: sft.num_epochs is 0, and the policy goes on as it came"),
+    ],
+)
+def test_the_arms_of_a_study_say_what_they_are(tmp_path, sft, told):
+    tree = json.loads(json.dumps(CONFIG))
+    tree["sft"] |= sft
+    html = render_report(load_run_data(make_run(tmp_path / "synthetic", config=tree)))
+    assert told in html
+
+
+def test_a_run_without_sft_has_no_figure_of_it(tmp_path):
+    """What the stage leaves then: a table without a row, and no metric."""
+    tree = json.loads(json.dumps(CONFIG))
+    tree["sft"]["num_epochs"] = 0
+    run_dir = make_run(tmp_path / "synthetic", config=tree)
+    write_rows(run_dir / "sft" / "weight_samples.parquet", [], WEIGHT_SAMPLES)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    others = [line for line in lines if json.loads(line)["stage"] != "sft"]
+    (run_dir / "metrics.jsonl").write_text("".join(others))
+    sections = {each.anchor: each for each in build_sections(load_run_data(run_dir))}
+    for name in ("weights", "sft"):
+        assert sections[name].charts == []
+        assert sections[name].missing == [
+            "no SFT: sft.num_epochs is 0, and the policy goes on as it came"
+        ]
+    assert sections["rl"].charts
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Several SFTs, one RL: which ends best, over seeds and with controls."""
