@@ -172,7 +172,7 @@ def test_an_adapter_that_stays_behind_fails_the_same_step(
     def write_stale(policy: Any, tensors: Any, folder: Path) -> None:
         own = f"causal_lm.{name}"
         write(policy, dict(tensors) | ({own: old[0]} if old else {}), folder)
-        old.append(tensors[own])
+        old.append(tensors[own].clone())
 
     monkeypatch.setattr(lora, "write_adapter", write_stale)
     worker.publish_weights()
