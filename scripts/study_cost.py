@@ -97,7 +97,7 @@ def _names(arms: list[str]) -> str:
 
 def _shapes(run: RunConfig) -> ModelShapes:
     behavior = run.models.behavior
-    named = {"*": behavior} if isinstance(behavior, str) else behavior
+    named = {"*": behavior} if isinstance(behavior, str) else behavior or {}
     folders = {source: config_folder(location) for source, location in named.items()}
     return read_shapes(config_folder(run.models.policy), folders)
 

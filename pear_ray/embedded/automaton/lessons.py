@@ -35,8 +35,8 @@ class Phase:
         num_steps: Optimizer steps.
         learning_rate: Peak.
         slip: Probability that a state is written wrong.
-        shortness: How fast the likelihood of a recital falls with its length, as a power of it. Short
-            ones teach the table of operations soonest; the long ones are what problems have.
+        shortness: How fast the likelihood of a recital falls with its length, as a power of it.
+            Short ones teach the table of operations soonest; the long ones are what problems have.
         seed: Decides programs and slips.
     """
 
