@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import hypothesis  # noqa: F401 - its plugin's own import, in the summary, fails on Python 3.11
+import hypothesis  # before its plugin, whose import in the summary fails on Python 3.11
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the first ray.init would write a token file
@@ -11,6 +11,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A busy machine makes any example slow: the limit of a whole test is enough.
+hypothesis.settings.register_profile("pear", deadline=None)
+hypothesis.settings.load_profile("pear")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compiling processes
 
 TESTS = Path(__file__).parent

@@ -22,7 +22,7 @@ KEPT = ("sft/weighted_loss", "sft/grad_norm", "sft/weight/mean", "sft/ess_fracti
 
 
 def run_rank(rank: int, folder: Path, port: int, num_ranks: int, microbatch_tokens: int) -> None:
-    """Take the step with each arm, the guard before it; rank 0 writes the metrics."""
+    """Take the step with each arm; rank 0 writes the metrics."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -41,7 +41,8 @@ def run_rank(rank: int, folder: Path, port: int, num_ranks: int, microbatch_toke
         config = run_config(num_ranks, weights=weights, microbatch_tokens=microbatch_tokens)
         job = TrainJob(config=config, run_dir=run_dir, attempt=1, model=embedded_path("student"))
         worker = SftWorker(job)
-        worker._check_equivalence()
+        if arm == "shuffled sequence":  # the guard has rows that are on every rank
+            worker._check_equivalence()
         metrics = worker.step(0)
         found[arm] = {name: metrics[name] for name in KEPT}
     if rank == 0:
