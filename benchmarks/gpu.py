@@ -1,7 +1,7 @@
 """One GPU, a model of Qwen3-0.6B's shape: SFT's pace, the engine's, a GRPO step and its turns.
 
-`python benchmarks/gpu.py` does all of it (about 6 minutes on an H100); with the name of a part
-(`sft`, `engine`, `rl`) only that one, leaving the others' figures as they are.
+`python benchmarks/gpu.py` does all of it (about 8 minutes on an H100); with the name of a part
+(`sft`, `compiled`, `engine`, `rl`) only that one, leaving the others' figures as they are.
 """
 
 import sys
@@ -25,7 +25,7 @@ def main() -> None:
     """Measure what is asked for, and write the figures."""
     with tempfile.TemporaryDirectory() as folder:
         on_gpu("make_model", folder)
-        parts = {"sft": sft, "engine": engine, "rl": rl}
+        parts = {"sft": sft, "compiled": compiled, "engine": engine, "rl": rl}
         write_parts("gpu", {name: bind(part, folder) for name, part in parts.items()})
 
 
@@ -78,6 +78,38 @@ def sft(folder: str) -> list[Figure]:
             holds=ratio >= GOAL_OVERHEAD,
         ),
     ]
+
+
+def compiled(folder: str) -> list[Figure]:
+    """Pace and memory with `sft.compile` and without, with and without checkpointing."""
+    figures = []
+    for name, activations in (("everything kept", "kept"), ("checkpointing", "checkpointing")):
+        plain = on_gpu("sft", folder, "pear", activations)
+        found = on_gpu("sft", folder, "pear", activations, "compiled")
+        figures += [
+            Figure(
+                name=f"compiled: PEAR, rows of 8192, {name}",
+                value=found["tokens_per_s"],
+                unit="tokens/s",
+                reference=f"op by op: {plain['tokens_per_s']:,.0f}; prime-rl's is {PRIME_RL:,}",
+                ratio=found["tokens_per_s"] / plain["tokens_per_s"],
+            ),
+            Figure(
+                name=f"compiled: peak memory, {name}",
+                value=found["peak_gib"],
+                unit="GiB",
+                reference=f"op by op: {plain['peak_gib']:.1f} GiB",
+                ratio=found["peak_gib"] / plain["peak_gib"],
+            ),
+            Figure(
+                name=f"compiled: first step, {name}",
+                value=found["first_step_s"],
+                unit="s",
+                reference=f"op by op: {plain['first_step_s']:.1f} s",
+                ratio=found["first_step_s"] / plain["first_step_s"],
+            ),
+        ]
+    return figures
 
 
 def engine(folder: str) -> list[Figure]:

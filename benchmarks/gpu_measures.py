@@ -58,15 +58,15 @@ def tflops() -> float:
     return 2 * 8192**3 / float(np.median(seconds[5:])) / 1e12
 
 
-def sft(folder: str, kind: str, activations: str) -> dict[str, float]:
-    """Pace and peak memory of SFT steps through our own worker."""
+def sft(folder: str, kind: str, activations: str, layers: str = "op by op") -> dict[str, float]:
+    """Pace and peak memory of SFT steps through our own worker; of its first step the seconds."""
     import torch
 
     from pear_ray.artifacts.tables import SCORED, write_rows
     from pear_ray.distributed.sft_loop import SftWorker, TrainJob
 
     one_process()
-    run_dir = Path(folder) / f"sft-{kind}-{activations}"
+    run_dir = Path(folder) / f"sft-{kind}-{activations}-{layers}"
     (run_dir / "score" / "scored").mkdir(parents=True)
     (run_dir / "sft").mkdir()
     generator = np.random.default_rng(0)
@@ -83,9 +83,14 @@ def sft(folder: str, kind: str, activations: str) -> dict[str, float]:
         for number in range(steps * ROWS_PER_STEP)
     ]
     write_rows(run_dir / "score" / "scored" / "rows.parquet", rows, SCORED)
-    config = run_config(kind, checkpointing=activations == "checkpointing")
+    config = run_config(
+        kind,
+        checkpointing=activations == "checkpointing",
+        compiled=layers == "compiled",
+    )
     worker = SftWorker(TrainJob(config=config, run_dir=run_dir, attempt=1, model=model_of(folder)))
-    for step in range(WARM):
+    first_s = timed(lambda: worker.step(0))
+    for step in range(1, WARM):
         worker.step(step)
     torch.cuda.reset_peak_memory_stats()
     spent = timed(lambda: [worker.step(WARM + step) for step in range(TIMED)])
@@ -94,6 +99,7 @@ def sft(folder: str, kind: str, activations: str) -> dict[str, float]:
         "tokens_per_s": pace,
         "tflops": pace * flops_per_token() / 1e12,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB,
+        "first_step_s": first_s,
     }
 
 
@@ -196,7 +202,12 @@ def coin(problem: Any, completion: str) -> bool:  # noqa: ARG001 - a verifier's 
 
 
 def run_config(
-    kind: str, *, checkpointing: bool = False, problems: Path | None = None, eager: bool = True
+    kind: str,
+    *,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    problems: Path | None = None,
+    eager: bool = True,
 ) -> Any:
     """A run on the model, on one GPU."""
     from pear_ray.config.run import validate_run
@@ -221,6 +232,7 @@ def run_config(
                 "global_batch_size": ROWS_PER_STEP,
                 "microbatch_tokens": ROW_TOKENS,
                 "activation_checkpointing": checkpointing,
+                "compile": compiled,
             },
             "rl": {
                 "problems": game,

@@ -1,7 +1,7 @@
 """RL: what a GRPO step costs beside TRL's, where its time goes, and whether it stays that way.
 
 `python benchmarks/rl.py` does all of it (about 40 minutes on two cores); with the name of a part
-(`trl`, `steady`, `soak`) only that one, leaving the others' figures as they are.
+(`trl`, `steady`, `soak`, `ahead`) only that one, leaving the others' figures as they are.
 """
 
 import statistics
@@ -30,7 +30,7 @@ MIB = 2**20
 
 def main() -> None:
     """Measure what is asked for, and write the figures."""
-    write_parts("rl", {"trl": trl, "steady": steady, "soak": soak})
+    write_parts("rl", {"trl": trl, "steady": steady, "soak": soak, "ahead": ahead})
 
 
 def trl() -> list[Figure]:
@@ -119,6 +119,27 @@ def soak() -> list[Figure]:
             reference=f"steps 50 to 150: {found['early_s']:.3f} s",
             ratio=found["late_s"] / found["early_s"],
         ),
+    ]
+
+
+def ahead() -> list[Figure]:
+    """What sampling a step ahead saves where verifiers are slow: wall time, of both in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare("7M", Path(folder))
+        task = "rl_ahead.steps_with_a_slow_verifier"
+        without, with_it = (in_worker(task, folder, number) for number in (0, 1))
+    phases = ("sample", "reward", "train", "sync")
+    split = [", ".join(f"{name} {of[name]:.2f}" for name in phases) for of in (with_it, without)]
+    return [
+        Figure(
+            name="ahead: 7M model, wall time of a step with a verifier that takes "
+            f"{without['reward']:.2f} s for it, rl.rollouts_ahead=1 ({split[0]}; a gap of "
+            f"{with_it['gap']:.2g} nats at a lag of {with_it['lag']:g})",
+            value=with_it["step"],
+            unit="s",
+            reference=f"rollouts_ahead=0: {without['step']:.2f} s ({split[1]})",
+            ratio=with_it["step"] / without["step"],
+        )
     ]
 
 

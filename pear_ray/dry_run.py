@@ -100,13 +100,13 @@ def _batch_lines(config: RunConfig) -> Iterator[str]:
         f"per step = {ranks} ranks x {prompts // ranks * rl.group_size}, {rl.num_steps} steps = "
         f"{prompts * rl.group_size * rl.num_steps} rollouts"
     )
-    suites = suites_of(config.evaluate)
+    suites, checkpoints = suites_of(config.evaluate), len(config.evaluate.checkpoints)
     for suite in suites:
         problems, samples = num_problems(suite.problems), suite.num_samples
         name = f"{suite.name}: " if len(suites) > 1 else ""
         yield (
-            f"  evaluate  {name}{problems} problems x {samples} samples x 3 checkpoints = "
-            f"{problems * samples * 3}"
+            f"  evaluate  {name}{problems} problems x {samples} samples x {checkpoints} "
+            f"checkpoint{'s' if checkpoints > 1 else ''} = {problems * samples * checkpoints}"
         )
 
 

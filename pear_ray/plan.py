@@ -90,7 +90,7 @@ def _pace(config: RunConfig, device: str | None) -> Pace | None:
 
 
 def _models(config: RunConfig) -> ModelShapes:
-    behavior = config.models.behavior
+    behavior = config.models.behavior or {}
     if isinstance(behavior, str):
         folders = {"*": _folder("models.behavior", behavior)}
     else:

@@ -12,6 +12,7 @@ from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import read_groups, saved_steps
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus
 from pear_ray.config.evaluate import suites_of
+from pear_ray.config.lora import LoraConfig
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.parts import find_parts
@@ -52,7 +53,7 @@ def check_models(config: RunConfig) -> Models:
         InputError: A model is missing or unusable, their vocabularies differ, or the run wants
             longer sequences than the policy was made for.
         ConfigError: The backend or LoRA is not installed, the policy has no layers of the names in
-            `sft.lora`, `score.top_k` is more than a behavior model's vocabulary, or
+            `sft.lora` or `rl.lora`, `score.top_k` is more than a behavior model's vocabulary, or
             `score.tensor_parallel_size` does not divide a scored model's attention heads, or
             `rl.tensor_parallel_size` the policy's.
     """
@@ -74,11 +75,11 @@ def check_models(config: RunConfig) -> Models:
                 f"models.behavior={model} (source {source!r}); lower it"
             )
     _check_split(config, {"models.policy": policy} | _named(behavior))
-    if config.sft.lora is not None:
+    for key, lora in _loras(config).items():
         # Torch and transformers take seconds: only a run with adapters pays for them.
         from pear_ray.engines.target_modules import check_target_modules  # noqa: PLC0415
 
-        check_target_modules(policy, config.sft.lora.named_targets)
+        check_target_modules(policy, lora.named_targets, key=key)
     longest = max_positions(policy)
     if longest is not None and config.models.max_model_len > longest:
         raise InputError(
@@ -95,11 +96,18 @@ def _check_installed(config: RunConfig) -> None:
             "sft.backend.kind=deepspeed wants DeepSpeed, which is not installed; "
             "pip install 'pear-ray[deepspeed]', or use kind fsdp"
         )
-    if config.sft.lora is not None and find_spec("peft") is None:
-        raise ConfigError(
-            "sft.lora wants peft, which is not installed; pip install 'pear-ray[lora]', or leave "
-            "it out"
-        )
+    for key in _loras(config):
+        if find_spec("peft") is None:
+            raise ConfigError(
+                f"{key} wants peft, which is not installed; pip install 'pear-ray[lora]', or leave "
+                "it out"
+            )
+
+
+def _loras(config: RunConfig) -> dict[str, LoraConfig]:
+    """The sections of adapters that the run has, by key."""
+    found = {"sft.lora": config.sft.lora, "rl.lora": config.rl.lora}
+    return {key: lora for key, lora in found.items() if lora is not None}
 
 
 def _named(behavior: dict[str, Path]) -> dict[str, Path]:

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine makes any example slow: the limit of a whole test is enough.
 hypothesis.settings.register_profile("pear", deadline=None)
 hypothesis.settings.load_profile("pear")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compiling processes
 
 TESTS = Path(__file__).parent
 

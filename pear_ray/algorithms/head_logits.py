@@ -55,7 +55,9 @@ def row_logits(
     temperature: float,
 ) -> Float32[Tensor, "row vocab"]:
     """`hidden_rows @ head.T / temperature`, never rounded to a narrower type; free to overwrite."""
-    return _matmul_float32(hidden_rows, head.t()).div_(temperature)
+    logits = _matmul_float32(hidden_rows, head.t())
+    # A division by 1 reads and writes all of them for the same bits.
+    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def backward_through_head(

@@ -43,7 +43,7 @@ def chosen_logprobs(
     Raises:
         ValueError: An id outside the vocabulary, differing dtypes, a temperature not above 0.
     """
-    _check_ids(chosen_ids, head_weight.shape[0])  # here -1 is no padding
+    check_ids(chosen_ids, head_weight.shape[0])  # here -1 is no padding
     return candidate_logprobs(
         hidden,
         head_weight,
@@ -66,7 +66,7 @@ def chosen_logprobs_from_logits(
     as in `chosen_logprobs`.
     """
     check_chunking(temperature=temperature, chunk_tokens=chunk_tokens)
-    _check_ids(chosen_ids, logits.shape[1])
+    check_ids(chosen_ids, logits.shape[1])
     return _ChosenLogprobsFromLogits.apply(logits, chosen_ids, temperature, chunk_tokens)
 
 
@@ -164,7 +164,12 @@ def _logits_grad_(
     return grad.mul_(scale[:, None])
 
 
-def _check_ids(chosen_ids: Tensor, vocab_size: int) -> None:
+def check_ids(chosen_ids: Int[Tensor, " token"], vocab_size: int) -> None:
+    """Refuse ids that would be read from beyond the head.
+
+    Raises:
+        ValueError: An id is outside the vocabulary.
+    """
     if chosen_ids.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(chosen_ids))

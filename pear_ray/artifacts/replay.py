@@ -16,6 +16,8 @@ from pear_ray.errors import ArtifactError, InputError
 TRAINING_ONLY = frozenset(
     {
         "optimizer",
+        "lora",
+        "rollouts_ahead",
         "updates_per_batch",
         "advantage",
         "loss",

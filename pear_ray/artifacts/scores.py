@@ -278,6 +278,6 @@ def _check_sources(names: np.ndarray, sources: Sequence[str]) -> None:
     if missing:
         raise InputError(
             f"models.behavior has no model for source {', '.join(map(repr, missing))} of the "
-            f"corpus (it has {', '.join(sources)}); name one for each, give one model for all, or "
-            "set score.given=keep where the rows bring log-probs"
+            f"corpus (it has {', '.join(sources) or 'none'}); name one for each, give one model "
+            "for all, or set score.given=keep where the rows bring log-probs"
         )

@@ -64,8 +64,9 @@ class DatasetCorpus(Section):
     kind: Literal["dataset"]
     path: str
     """A file, a folder of files, a pattern with `*` (`**` for folders of any depth), a folder made
-    by `Dataset.save_to_disk`, an s3:// or gs:// URI of any of the first three, or `hub:NAME`. Files
-    whose name begins with a dot are passed over."""
+    by `Dataset.save_to_disk`, an s3:// or gs:// URI of any of the first three, `hub:NAME`, or
+    `embedded:automaton/corpus.parquet`, which comes with the package. Files whose name begins with
+    a dot are passed over."""
     format: Literal["auto", "jsonl", "parquet", "arrow", "saved", "hub"] = "auto"
     """What the files are; `auto` goes by their endings."""
     split: str = "train"

@@ -38,3 +38,12 @@ class LoraConfig(Section):
     def named_targets(self) -> list[str]:
         """The names given; none where all layers are meant."""
         return [] if self.target_modules == ALL_LINEAR else self.target_modules
+
+
+class RlLoraConfig(LoraConfig):
+    """Adapters of RL, and what the engine gets of them."""
+
+    sync: Literal["merged", "adapter"] = "merged"
+    """`merged`: whole weights with the adapters added, so that sampling costs what it does without
+    them. `adapter`: adapters alone, beside whose products the engine computes those of its base:
+    less to send, more to compute at every token."""

@@ -57,7 +57,8 @@ class FileProblems(Section):
 
     kind: Literal["file"]
     path: str
-    """A JSONL or Parquet file; every node must reach it."""
+    """A JSONL or Parquet file; every node must reach it. Some come with the package, such
+    as `embedded:automaton/train_a.jsonl`."""
     format: Literal["auto", "jsonl", "parquet"] = "auto"
     """What the file is; `auto` goes by its ending."""
     columns: ProblemColumns = ProblemColumns()

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pear_ray.config.base import Section
 from pear_ray.config.colocation import ColocationConfig
 from pear_ray.config.evaluate import PassAtKConfig
+from pear_ray.config.lora import RlLoraConfig
 from pear_ray.config.problems import ProblemSetConfig
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.rl_losses import (
@@ -29,6 +30,9 @@ class RlConfig(Section):
     """Train on those only whose pass rate lies in a band; on all unless this is set."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
+    lora: RlLoraConfig | None = None
+    """Train low-rank adapters on the SFT checkpoint only (needs the extra `lora`); null trains
+    every parameter."""
     num_steps: Annotated[int, Field(gt=0)]
     """Rollout batches; each is sampled, rewarded, trained on with `updates_per_batch` optimizer
     steps, and followed by a weight sync."""
@@ -42,6 +46,10 @@ class RlConfig(Section):
     """Longest completion, in tokens."""
     dynamic_sampling: DynamicSamplingConfig | None = None
     """Sample further problems where all outcomes of a group are equal; off unless this is set."""
+    rollouts_ahead: Literal[0, 1] = 0
+    """Sample each step's completions before the step before trains (1), so that they are verified
+    meanwhile: for slow verifiers. They are of a policy one rollout batch older, which
+    `mismatch_correction` weights for. Not with `dynamic_sampling`."""
     updates_per_batch: Annotated[int, Field(gt=0)] = 1
     """Optimizer steps per rollout batch, each on its own share of the groups. With more than one
     the trainer's log-probs before the first are computed too, for the ratios."""
@@ -77,6 +85,9 @@ class RlConfig(Section):
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
     """Most tokens in one forward and backward pass of one rank: rows end to end, or padded where
     the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""
+    compile: bool = False
+    """Compile the layers of the policy in training and its log-probs with torch.compile, as
+    `sft.compile` does."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 5
     """Optimizer steps between checkpoints."""
     save_rollouts_every: Annotated[int, Field(ge=0)] = 1
@@ -95,6 +106,16 @@ class RlConfig(Section):
             raise ValueError(
                 "difficulty.rates.kind=column reads the problem file, and problems are games; use "
                 "{kind: table, path: RUN/evaluate/samples.parquet}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_what_to_sample(self) -> "RlConfig":
+        if self.rollouts_ahead and self.dynamic_sampling is not None:
+            raise ValueError(
+                "rollouts_ahead=1 and dynamic_sampling do not go together: which problems to "
+                "sample further would wait for the rewards that are to be computed meanwhile; "
+                "leave one out"
             )
         return self
 

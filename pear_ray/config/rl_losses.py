@@ -53,12 +53,20 @@ class KlConfig(Section):
     """KL from the policy to the one that RL starts from, estimated on sampled tokens."""
 
     coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the penalty; 0 is none, and keeps no second model in memory."""
+    """Weight of the penalty; 0 is none."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators: `log r`, `(log r)^2 / 2`, `1/r - 1 + log r`, r being policy over
     reference."""
     placement: Literal["loss", "reward"] = "loss"
     """Added to each token's loss, or taken off the reward before advantages are made of it."""
+    measure: bool = False
+    """Log `rl/kl_to_init` without a penalty too. Measured or penalised, the KL takes one more
+    forward pass and, but with `rl.lora`, a second model in memory."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the log-probs of the policy that RL starts from are needed."""
+        return self.measure or self.coefficient > 0
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> "KlConfig":

@@ -80,6 +80,24 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _engine_takes_adapters(self) -> "RunConfig":
+        rl = self.rl
+        if rl.lora is None or rl.lora.sync == "merged":
+            return self
+        if rl.tensor_parallel_size > 1:
+            raise ValueError(
+                f"rl.lora.sync=adapter is for engines on one device, and rl.tensor_parallel_size="
+                f"{rl.tensor_parallel_size} spreads them; use merged"
+            )
+        if self.cluster.device == "cuda" and rl.colocation.sleep:
+            raise ValueError(
+                "rl.lora.sync=adapter wants an engine that keeps its base, and with "
+                "rl.colocation.sleep=true it drops all weights in every step; use merged, or set "
+                "rl.colocation.sleep=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _backend_fits(self) -> "RunConfig":
         backend, cluster = self.sft.backend, self.cluster
         if backend.kind == "fsdp" and cluster.num_trainers % (backend.shard_over or 1):
@@ -102,6 +120,27 @@ class RunConfig(Section):
                 "sft.backend.offload=all wants parameters that are split, and zero_stage="
                 f"{backend.zero_stage} keeps them whole; set sft.backend.zero_stage="
                 f"{PARAMETERS_SPLIT}, or offload=optimizer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_behavior(self) -> "RunConfig":
+        if self.models.behavior is not None:
+            return self
+        if self.corpus.kind == "sampled":
+            raise ValueError(
+                "models.behavior is missing, and corpus.kind=sampled wants a model that answers; "
+                "name it"
+            )
+        if self.score.given != "keep":
+            raise ValueError(
+                "models.behavior is missing, so the corpus cannot be scored; name the model that "
+                "wrote it, or set score.given=keep where every row brings its log-probs"
+            )
+        if self.score.top_k or self.models.align == "bytes":
+            raise ValueError(
+                "models.behavior is missing, and score.top_k and models.align=bytes want such a "
+                "model; name it, or leave them out"
             )
         return self
 

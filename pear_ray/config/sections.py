@@ -13,9 +13,10 @@ class ModelsConfig(Section):
     policy: str
     """The model to train: a folder with safetensors and a tokenizer, a hub name, or
     `embedded:student`."""
-    behavior: str | dict[str, str]
+    behavior: str | dict[str, str] | None = None
     """The model whose distribution the corpus comes from: a folder, a hub name, or
-    `embedded:teacher`; where several wrote it, one for each `source` of the corpus."""
+    `embedded:teacher`; where several wrote it, one for each `source` of the corpus. None: every row
+    brings its log-probs, and `score.given: keep` keeps them."""
     align: Literal["refuse", "bytes"] = "refuse"
     """What becomes of a behavior model with another tokenizer: refused, or scored on its own ids of
     the same chats, its log-probs going to the spans of bytes that both tokenizations share. That

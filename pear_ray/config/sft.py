@@ -132,6 +132,9 @@ class SftConfig(Section):
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third
     more compute."""
+    compile: bool = False
+    """Compile the model's layers and its log-probs with torch.compile: the first steps take up to a
+    minute longer, each one after less. Not with DeepSpeed."""
     check_equivalence: bool = True
     """Before the first step, compare the gradient of a few rows at once, split over the ranks and
     accumulated; the run stops if they differ."""
@@ -157,6 +160,15 @@ class SftConfig(Section):
     the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 20
     """Optimizer steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> "SftConfig":
+        if self.compile and self.backend.kind == "deepspeed":
+            raise ValueError(
+                "compile=true is for the backends fsdp and ddp: DeepSpeed's hooks inside the "
+                "layers would be compiled with them; set compile=false or another backend"
+            )
+        return self
 
 
 def needs_initial_policy(config: SftConfig) -> bool:

@@ -74,8 +74,9 @@ def _expand(arm: ArmConfig, weights: WeightsConfig) -> Iterator[Arm]:
     both = {"both": (False, True), "no": (False,), "only": (True,)}
     for control in (None, *arm.controls):
         for rescaled in both[arm.rescaled] if choosable else (False,):
-            # `sft.weights: pear` and `sft.weights: {...}` both take further keys this way.
-            overrides = {**arm.overrides, "sft.weights": json.loads(weights.model_dump_json())}
+            # Whole, whatever the base run says: it takes the keys that follow.
+            written = json.loads(weights.model_dump_json(exclude_defaults=True))
+            overrides = {**arm.overrides, "sft.weights": {"kind": weights.kind} | written}
             if control is not None:
                 overrides["sft.weights.control"] = control
             if rescaled:

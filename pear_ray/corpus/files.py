@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 from pear_ray.config.corpus import DatasetCorpus
 from pear_ray.corpus.stores import because, content_mark, open_filesystem, refuse_secrets
 from pear_ray.errors import InputError
+from pear_ray.shipped import local_path
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"} | {
@@ -42,9 +43,9 @@ def list_files(corpus: DatasetCorpus) -> list[CorpusFile]:
 
     Raises:
         InputError: There is nothing there, or no file of a known kind; its store cannot be reached;
-            or the path carries credentials.
+            the path carries credentials; or no such file is shipped.
     """
-    path, wanted = corpus.path, corpus.format
+    path, wanted = local_path(corpus.path), corpus.format
     refuse_secrets(path)
     if wanted == "hub" or path.startswith(HUB):
         name = _hub_name(path)

@@ -1,5 +1,6 @@
 """What a run asks of a cluster, and whether that is there. Starts nothing, imports no Ray."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,8 @@ def engine_spec(
 
 def rl_engine_spec(config: RunConfig, model: Path) -> EngineSpec:
     """The engine of RL's ranks: one each, or one of `rl.tensor_parallel_size` of them together."""
-    return engine_spec(
+    lora = config.rl.lora
+    spec = engine_spec(
         config,
         model,
         seed=config.seed,
@@ -66,6 +68,9 @@ def rl_engine_spec(config: RunConfig, model: Path) -> EngineSpec:
         spans_ranks=True,
         sleeps=config.rl.colocation.sleep,
     )
+    if lora is None or lora.sync == "merged":
+        return spec
+    return dataclasses.replace(spec, max_lora_rank=lora.rank)
 
 
 def worker_environment(cluster: ClusterConfig) -> dict[str, str]:

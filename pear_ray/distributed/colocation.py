@@ -10,7 +10,6 @@ from pear_ray.engines.batches import TokenBatch
 from pear_ray.engines.policy import Policy
 from pear_ray.engines.trainer import Trainer
 from pear_ray.engines.vllm.engine import VllmEngine
-from pear_ray.engines.vllm.weights import WeightSender
 
 
 class SharedDevice:
@@ -22,7 +21,7 @@ class SharedDevice:
         engine: VllmEngine,
         trainer: Trainer,
         *,
-        sender: WeightSender,
+        sender: weights.Sender,
         reference: Policy | None,
         device: torch.device,
     ) -> None:

@@ -10,22 +10,15 @@ from pear_ray.distributed.capacity import rl_engine_spec
 from pear_ray.distributed.colocation import SharedDevice
 from pear_ray.distributed.evaluation import join_evaluation
 from pear_ray.distributed.in_process import close_rewards, open_engine, open_rewards
-from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
+from pear_ray.distributed.rl_ahead import AheadMaker
+from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.rl_sampling import BatchMaker, sampling_metrics
 from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_self_test import check_start
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import (
-    MODEL,
-    Laps,
-    commit,
-    export,
-    restore,
-    start_worker,
-    stop_wished,
-)
+from pear_ray.distributed.train_group import Laps, start_worker, stop_wished
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines import weights
 from pear_ray.engines.chat import ChatTokenizer
@@ -63,11 +56,10 @@ class GrpoWorker(RolloutTrainer):
         check_engine(self.engine, job.model, dtype=run.models.dtype)
         self.engine.sleep()  # until the first weight sync
         self.evaluation = join_evaluation(run, self.chat, self.engine, self.stage_dir)
-        super().__init__(job, self.chat, device=self.device, watchdog=self.watchdog)
+        super().__init__(job, self.chat, self.log, device=self.device, watchdog=self.watchdog)
         policy = self.trainer.module
         self.canary = weights.canary_batch(policy.causal_lm.config.vocab_size, device=self.device)
         self.max_sync_gap = self.config.max_sync_gap or weights.MAX_GAP[run.models.dtype]
-        self.stop = False
         self.shared = SharedDevice(
             self.config.colocation,
             self.engine,
@@ -85,37 +77,41 @@ class GrpoWorker(RolloutTrainer):
             rank=self.rank,
             world_size=self.world_size,
         )
-        self.batches = BatchMaker(self.rollouts, warn=self._warn, enter=self.watchdog.enter)
+        enter = self.watchdog.enter
+        self.batches: BatchMaker | AheadMaker = (
+            AheadMaker(self.rollouts, enter=enter)
+            if self.config.rollouts_ahead
+            else BatchMaker(self.rollouts, warn=self._warn, enter=enter)
+        )
+        self.kept = (self.batches,)
 
-    def run(self) -> None:
-        """All steps from the last checkpoint on, then the export; or until the run is to stop."""
-        restore(self.trainer, self.batches)
+    def begin(self) -> None:
+        """See that trainer and engine say the same, before the first step or after a restart."""
         self.publish_weights()
         before = check_start(self, dtype=self.dtype)  # also where a restart put it elsewhere
+        if self.config.rollouts_ahead and self.config.mismatch_correction.level == "off":
+            self._warn(
+                "rl.rollouts_ahead=1 trains on rollouts of an older policy, and with "
+                "rl.mismatch_correction.level=off nothing makes up for that"
+            )
         if self.trainer.step_count == 0:
             before |= self._pass_at_k(0)
             if self.rank == 0:
                 self.log.log(before, step=0, num_steps=self.config.num_steps)
-        # Checkpoints are made between rollout batches only.
-        done = self.trainer.step_count // self.config.updates_per_batch
-        for step in range(done, self.config.num_steps):
-            metrics = self.step(step) | self._pass_at_k(step + 1)
-            if self.rank == 0:
-                self.log.log(metrics, step=step + 1, num_steps=self.config.num_steps)
-                if metrics["rl/mismatch/mean_gap"] > self.config.mismatch_alert:
-                    self._warn(
-                        f"step {step + 1}: sampler and trainer log-probs differ by "
-                        f"{metrics['rl/mismatch/mean_gap']:.3g} nats per token on average "
-                        f"(alert above {self.config.mismatch_alert:g})"
-                    )
-            last = step + 1 == self.config.num_steps
-            if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
-                self.watchdog.enter("checkpoint")
-                commit(self.trainer, self.batches)
-            if self.stop and not last:
-                return
-        self.watchdog.enter("export")
-        export(self.trainer, self.chat, self.stage_dir / MODEL)
+
+    def look_at(self, metrics: dict[str, float], *, step: int) -> None:
+        """Warn of a gap between sampler and trainer, in every step that has one.
+
+        Of rollouts that lag behind the gap is what was learnt since.
+        """
+        if metrics.get("rl/policy_lag"):
+            return
+        if metrics["rl/mismatch/mean_gap"] > self.config.mismatch_alert:
+            self._warn(
+                f"step {step + 1}: sampler and trainer log-probs differ by "
+                f"{metrics['rl/mismatch/mean_gap']:.3g} nats per token on average "
+                f"(alert above {self.config.mismatch_alert:g})"
+            )
 
     def _warn(self, message: str) -> None:
         if self.rank == 0:
@@ -129,7 +125,7 @@ class GrpoWorker(RolloutTrainer):
         return {}
 
     def step(self, step: int) -> dict[str, float]:
-        """Sample, reward, train, sync; the metrics of all ranks together.
+        """Sample, reward, train, sync, evaluate; the metrics of all ranks together.
 
         Raises:
             RewardError: Too large a share of the rewards could not be computed.
@@ -140,10 +136,11 @@ class GrpoWorker(RolloutTrainer):
         self.watchdog.enter("train")
         self.shared.to_trainer()
         laps.lap("wake_trainer")
+        lags = lag_sums(batch.groups, self.trainer.step_count) if self.config.rollouts_ahead else {}
         minibatches = self.minibatches(batch.groups)
         trained, result = self.update(minibatches)
         # Of all that was sampled: what dynamic sampling leaves says little of the policy.
-        mine = rollout_sums(batch.sampled) | batch.sums
+        mine = rollout_sums(batch.sampled) | batch.sums | lags
         mine["max/stop"] = float(stop_wished(self.stage_dir))
         laps.lap("train")
         self.watchdog.enter("sync")
@@ -161,14 +158,9 @@ class GrpoWorker(RolloutTrainer):
             laps.lap("save")
         sums = over_ranks(mine | lap_times(laps))
         self.stop = bool(sums["max/stop"])  # the same on every rank
-        return (
-            step_metrics(trained | sums)
-            | sampling_metrics(sums)
-            | {
-                "rl/sync_gap": gap,
-                "rl/learning_rate": result.learning_rate,
-            }
-        )
+        metrics = step_metrics(trained | sums) | sampling_metrics(sums)
+        metrics |= {"rl/sync_gap": gap, "rl/learning_rate": result.learning_rate}
+        return metrics | self._pass_at_k(step + 1)
 
     def publish_weights(self) -> float:
         """Put the trainer's weights into this rank's engine; compare on the canary (a collective).

@@ -24,6 +24,12 @@ def rollout_sums(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return {key: float(value) for key, value in sums.items()}
 
 
+def lag_sums(groups: Sequence[RolloutGroup], step_count: int) -> dict[str, float]:
+    """How far this rank's rollouts are behind the policy of `step_count`, in optimizer steps."""
+    versions = [one.policy_version for group in groups for one in group.rollouts]
+    return {"lag": float(sum(step_count - version for version in versions))}
+
+
 def lap_times(laps: Laps) -> dict[str, float]:
     """The slowest rank's time counts, for the others wait for it, and the fullest one's memory."""
     times = {f"max/time/{phase}_s": seconds for phase, seconds in laps.seconds.items()}
@@ -32,7 +38,8 @@ def lap_times(laps: Laps) -> dict[str, float]:
 
 def step_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """The step's metrics from the sums of all ranks and updates."""
-    return rollout_metrics(sums) | _update_metrics(sums) | _mismatch_metrics(sums)
+    metrics = rollout_metrics(sums) | _update_metrics(sums) | _mismatch_metrics(sums)
+    return metrics | ({"rl/policy_lag": sums["lag"] / sums["rollouts"]} if "lag" in sums else {})
 
 
 def rollout_metrics(sums: Mapping[str, float]) -> dict[str, float]:
@@ -85,7 +92,7 @@ def _update_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "rl/ratio/min": sums.get("min/ratio", 1.0),
     }
     if "kl" in sums:
-        metrics["rl/kl"] = sums["kl"] / trained
+        metrics["rl/kl_to_init"] = sums["kl"] / trained
     if "entropy" in sums:
         metrics["rl/entropy/exact"] = sums["entropy"] / trained
     return metrics

@@ -7,19 +7,11 @@ from typing import Any
 import torch.distributed as dist
 
 from pear_ray.artifacts.rollouts import FOLDER, read_groups
-from pear_ray.distributed.rl_metrics import lap_times, rollout_sums, step_metrics
+from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import (
-    MODEL,
-    Laps,
-    commit,
-    export,
-    restore,
-    start_worker,
-    stop_wished,
-)
+from pear_ray.distributed.train_group import Laps, start_worker, stop_wished
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.telemetry.metrics_log import MetricsLog
@@ -44,34 +36,20 @@ class ReplayWorker(RolloutTrainer):
     def __init__(self, job: TrainJob, files: Sequence[Path]) -> None:
         run = job.config
         device = start_worker(run.cluster)
-        self.files, self.stop = files, False
+        self.files, self._has_warned = files, False
         self.stage_dir = job.run_dir / STAGE
-        self.log = MetricsLog(job.run_dir, run=run.name, stage=STAGE, attempt=job.attempt)
-        watchdog = Watchdog(run.cluster, self.stage_dir, rank=dist.get_rank(), log=self.log)
-        super().__init__(job, ChatTokenizer(job.model), device=device, watchdog=watchdog)
+        log = MetricsLog(job.run_dir, run=run.name, stage=STAGE, attempt=job.attempt)
+        watchdog = Watchdog(run.cluster, self.stage_dir, rank=dist.get_rank(), log=log)
+        super().__init__(job, ChatTokenizer(job.model), log, device=device, watchdog=watchdog)
 
-    def run(self) -> None:
-        """All steps from the last checkpoint on, then the export; or until the run is to stop."""
-        restore(self.trainer)
-        num_steps = self.config.num_steps
-        # Checkpoints are made between rollout batches only.
-        done = self.trainer.step_count // self.config.updates_per_batch
-        warned = False
-        for step in range(done, num_steps):
-            metrics = self.step(step)
-            if dist.get_rank() == 0:
-                self.log.log(metrics, step=step + 1, num_steps=num_steps)
-                if not warned and (warning := self.warning(metrics)):
-                    self.log.event("warning", f"step {step + 1}: {warning}")
-                    warned = True
-            last = step + 1 == num_steps
-            if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
-                self.watchdog.enter("checkpoint")
-                commit(self.trainer)
-            if self.stop and not last:
-                return
-        self.watchdog.enter("export")
-        export(self.trainer, self.chat, self.stage_dir / MODEL)
+    def begin(self) -> None:
+        """Nothing: there is no engine."""
+
+    def look_at(self, metrics: dict[str, float], *, step: int) -> None:
+        """Warn of the first step whose rollouts do not fit the policy."""
+        if not self._has_warned and (warning := self.warning(metrics)):
+            self.log.event("warning", f"step {step + 1}: {warning}")
+            self._has_warned = True
 
     def step(self, step: int) -> dict[str, float]:
         """Train on the step's file; the metrics of all ranks together."""
@@ -79,18 +57,11 @@ class ReplayWorker(RolloutTrainer):
         self.watchdog.enter("read")
         rank, world_size = dist.get_rank(), dist.get_world_size()
         groups = read_groups(self.files[step])[rank::world_size]  # dealt as when they were sampled
-        lags = [
-            self.trainer.step_count - one.policy_version
-            for group in groups
-            for one in group.rollouts
-        ]
+        lags = lag_sums(groups, self.trainer.step_count)
         laps.lap("read")
         minibatches = self.minibatches(groups)
         trained, result = self.update(minibatches)
-        mine = rollout_sums(groups) | {
-            "lag": float(sum(lags)),
-            "max/stop": float(stop_wished(self.stage_dir)),
-        }
+        mine = rollout_sums(groups) | lags | {"max/stop": float(stop_wished(self.stage_dir))}
         laps.lap("train")
         self.watchdog.enter("save")
         if is_saved(step, self.config):
@@ -104,10 +75,7 @@ class ReplayWorker(RolloutTrainer):
             laps.lap("save")
         sums = over_ranks(mine | lap_times(laps))
         self.stop = bool(sums["max/stop"])  # the same on every rank
-        return step_metrics(trained | sums) | {
-            "rl/policy_lag": sums["lag"] / sums["rollouts"],
-            "rl/learning_rate": result.learning_rate,
-        }
+        return step_metrics(trained | sums) | {"rl/learning_rate": result.learning_rate}
 
     def warning(self, metrics: dict[str, float]) -> str:
         """What is wrong with training on these rollouts, or nothing."""

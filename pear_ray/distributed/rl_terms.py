@@ -35,7 +35,7 @@ def microbatch_terms(
         outputs: `logprobs` at the sampling temperature and, with an entropy term, `entropies`.
         batch: With `behavior_logprobs`, `trains` and `advantages`; with `proximal_logprobs` unless
             the policy is what it was when the batch was sampled; with `reference_logprobs` where
-            the KL has a coefficient.
+            the KL is wanted.
         settings: Loss, correction, KL, entropy, reduction.
     """
     logprobs, mask = outputs["logprobs"], trained_mask(batch)
@@ -61,11 +61,11 @@ def microbatch_terms(
     }
     if mask.any():
         sums["max/ratio"], sums["min/ratio"] = found.ratios[mask].max(), found.ratios[mask].min()
-    if settings.kl.coefficient:
+    if settings.kl.is_wanted:
         reference = batch.aligned["reference_logprobs"]
         # Of the three, k3 alone is unbiased and steady, whatever the penalty is made of.
         sums["kl"] = policy_losses.kl_k3(logprobs.detach(), reference, mask).double().sum()
-        if settings.kl.placement == "loss":
+        if settings.kl.coefficient and settings.kl.placement == "loss":
             kl = KL_ESTIMATORS[settings.kl.estimator](logprobs, reference, mask)
             added = loss_numerator(kl, ones, *flat, reduction=reduction)
             numerator = numerator + settings.kl.coefficient * added

@@ -3,15 +3,18 @@
 import abc
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pear_ray.algorithms import weight_health
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
 from pear_ray.distributed.sft_loop import TrainJob
+from pear_ray.distributed.train_group import MODEL, Resumable, commit, export, restore
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.batches import (
     Row,
@@ -21,37 +24,92 @@ from pear_ray.engines.batches import (
     plan_microbatches,
 )
 from pear_ray.engines.chat import ChatTokenizer
+from pear_ray.engines.compiling import compile_layers
 from pear_ray.engines.handover.live import check_reload
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import Policy, load_policy, shard
 from pear_ray.engines.trainer import StepResult, gather_over_ranks
 from pear_ray.records import RolloutGroup
+from pear_ray.telemetry.metrics_log import MetricsLog
 
 
 class RolloutTrainer(abc.ABC):
     """One rank of what trains the policy of `job` on rollouts; a subclass gets them.
 
     Attributes:
+        stage_dir: The stage's folder; the subclass names it.
         trainer: The policy with its optimizer.
-        reference: The policy that RL starts from, frozen, where a KL is wanted.
+        reference: The policy that RL starts from, frozen, where a KL is wanted; none with adapters,
+            without which the policy is that.
+        kept: What a checkpoint holds beside the trainer.
+        stop: Whether the run is to end at a checkpoint after the step, the same on every rank.
     """
 
+    stage_dir: Path
+
     def __init__(
-        self, job: TrainJob, chat: ChatTokenizer, *, device: torch.device, watchdog: Watchdog
+        self,
+        job: TrainJob,
+        chat: ChatTokenizer,
+        log: MetricsLog,
+        *,
+        device: torch.device,
+        watchdog: Watchdog,
     ) -> None:
         run = job.config
-        self.watchdog = watchdog
+        self.log, self.watchdog = log, watchdog
+        self.stop = False
+        self.kept: Sequence[Resumable] = ()
         self.config, self.chat, self.device = run.rl, chat, device
         policy = load_policy(job.model)
         check_reload(policy, job.model, dtype=run.models.dtype)
+        if self.config.lora is not None:
+            # An extra that an install need not have, and seconds to import.
+            from pear_ray.engines.lora import adapt  # noqa: PLC0415
+
+            adapt(policy, self.config.lora, base=job.model, seed=run.seed)
+        if run.rl.compile:
+            compile_layers(policy, device=run.cluster.device)
         policy = shard(policy, device=run.cluster.device, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         updates = self.config.num_steps * self.config.updates_per_batch
         self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=updates)
 
+    def run(self) -> None:
+        """All steps from the last checkpoint on, then the export; or until the run is to stop."""
+        restore(self.trainer, *self.kept)
+        self.begin()
+        num_steps = self.config.num_steps
+        # Checkpoints are made between rollout batches only.
+        done = self.trainer.step_count // self.config.updates_per_batch
+        for step in range(done, num_steps):
+            metrics = self.step(step)
+            if dist.get_rank() == 0:
+                self.log.log(metrics, step=step + 1, num_steps=num_steps)
+                self.look_at(metrics, step=step)
+            last = step + 1 == num_steps
+            if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
+                self.watchdog.enter("checkpoint")
+                commit(self.trainer, *self.kept)
+            if self.stop and not last:
+                return
+        self.watchdog.enter("export")
+        export(self.trainer, self.chat, self.stage_dir / MODEL)
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """What is done before the first step, or after a restart."""
+
     @abc.abstractmethod
     def step(self, step: int) -> dict[str, float]:
-        """Train on the rollouts of a step, counted from 0; the metrics of all ranks together."""
+        """Train on the rollouts of a step, counted from 0; the metrics of all ranks together.
+
+        It sets `stop`.
+        """
+
+    @abc.abstractmethod
+    def look_at(self, metrics: dict[str, float], *, step: int) -> None:
+        """Warn of what the metrics of a step, counted from 0, show (rank 0)."""
 
     def train(self, groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], StepResult]:
         """`updates_per_batch` optimizer steps on the rollouts of all ranks (a collective).
@@ -133,8 +191,18 @@ class RolloutTrainer(abc.ABC):
                 aligned["proximal_logprobs"] = self.trainer.policy(
                     each.batch, temperature=temperature
                 )
-            if self.reference is not None:
-                aligned["reference_logprobs"] = self.reference(each.batch, temperature=temperature)
+            if kl.is_wanted:
+                aligned["reference_logprobs"] = self._reference_logprobs(each.batch)
+
+    def _reference_logprobs(self, batch: TokenBatch) -> torch.Tensor:
+        """Of the policy that RL starts from, [token]."""
+        temperature = self.config.temperature
+        if self.reference is not None:
+            return self.reference(batch, temperature=temperature)
+        from pear_ray.engines.lora import left_out  # noqa: PLC0415 - as for `adapt`
+
+        with left_out(self.trainer.module):
+            return self.trainer.policy(batch, temperature=temperature)
 
     def _update(self, microbatches: Sequence[Microbatch]) -> tuple[dict[str, float], StepResult]:
         """One optimizer step; the sums of all ranks."""
@@ -159,10 +227,15 @@ class RolloutTrainer(abc.ABC):
 
 
 def _reference(job: TrainJob, run: RunConfig) -> Policy | None:
-    """The policy that RL starts from, frozen, where a KL is wanted; also after a restart."""
-    if not run.rl.kl.coefficient:
+    """The policy that RL starts from, frozen, where a KL is wanted; also after a restart.
+
+    A policy with adapters has it inside.
+    """
+    if not run.rl.kl.is_wanted or run.rl.lora is not None:
         return None
     frozen = load_policy(job.model).requires_grad_(requires_grad=False)
+    if run.rl.compile:
+        compile_layers(frozen, device=run.cluster.device)
     return shard(frozen, device=run.cluster.device, dtype=run.models.dtype)
 
 

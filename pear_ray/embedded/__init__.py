@@ -1,4 +1,4 @@
-"""Two tiny models that ship with the package, so that every stage runs without a download."""
+"""Tiny models that ship with the package, so that every stage runs without a download."""
 
 from pear_ray.embedded.paths import EMBEDDED_NAMES, embedded_path
 

@@ -7,12 +7,12 @@ styles.
 
 import argparse
 import copy
+import functools
 import hashlib
 import json
 import math
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,11 +23,10 @@ from pear_ray.embedded import EMBEDDED_NAMES, embedded_path
 from pear_ray.embedded.lessons import DEMO_GAME, LETTERS_GAME, WORDS_GAME, Phase, batches
 from pear_ray.embedded.quality import measure
 from pear_ray.embedded.tokenizer import END, PAD, build_tokenizer, write_tokenizer
+from pear_ray.embedded.training import train, write_model
 
 BATCH_SIZE = 64
 NUM_THREADS = 2
-WARMUP_STEPS = 50
-FINAL_LR_FRACTION = 0.1
 MAX_LENGTH = 256
 EVALUATION_SEED = 90_001
 EVALUATION_PROBLEMS = 200
@@ -50,12 +49,14 @@ def main() -> None:
     torch.manual_seed(0)
     start = time.monotonic()
     trunk = Qwen3ForCausalLM(_architecture())
-    train(trunk, TRUNK)
+    _train(trunk, TRUNK)
     models = {}
+    tokenizer_writer = functools.partial(write_tokenizer, max_length=MAX_LENGTH)
     for phase in (STUDENT, TEACHER):
         models[phase.name] = copy.deepcopy(trunk)
-        train(models[phase.name], phase)
-        write_model(models[phase.name], output / phase.name)
+        _train(models[phase.name], phase)
+        folder = output / phase.name
+        write_model(models[phase.name], folder, write_tokenizer=tokenizer_writer)
     train_s = time.monotonic() - start
     report = quality_report(models, output, train_s=train_s)
     (output / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -82,46 +83,14 @@ def _architecture() -> Qwen3Config:
     )
 
 
-def train(model: Qwen3ForCausalLM, phase: Phase, *, log: Callable[[str], None] = print) -> None:
-    """Runs one phase in place: AdamW, linear warm-up, cosine decay, completion tokens only."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+def _train(model: Qwen3ForCausalLM, phase: Phase) -> None:
+    train(
+        model,
+        batches(build_tokenizer(), phase, batch_size=BATCH_SIZE),
+        name=phase.name,
+        num_steps=phase.num_steps,
+        learning_rate=phase.learning_rate,
     )
-    warmup = min(WARMUP_STEPS, phase.num_steps)
-
-    def lr_factor(step: int) -> float:
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / phase.num_steps)
-        return min(1.0, (step + 1) / warmup) * max(FINAL_LR_FRACTION, cosine)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor)
-    model.train()
-    start = time.monotonic()
-    stream = batches(build_tokenizer(), phase, batch_size=BATCH_SIZE)
-    for step, (token_ids, labels) in zip(range(1, phase.num_steps + 1), stream, strict=False):
-        logits = model(input_ids=token_ids).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == phase.num_steps:
-            elapsed_s = time.monotonic() - start
-            log(f"{phase.name} {step}/{phase.num_steps} loss {loss:.4f} {elapsed_s:.0f} s")
-    model.eval()
-
-
-def write_model(model: Qwen3ForCausalLM, folder: Path) -> None:
-    """Writes weights, configs and tokenizer as one Hugging Face folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    generation = {
-        "eos_token_id": model.config.eos_token_id,
-        "pad_token_id": model.config.pad_token_id,
-    }
-    # Nothing about sampling: a top-k written here would silently become the engine's default.
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    write_tokenizer(folder, max_length=MAX_LENGTH)
 
 
 def quality_report(

@@ -6,6 +6,7 @@ from typing import assert_never
 from pear_ray.config.backends import DdpBackend, DeepSpeedBackend, FsdpBackend
 from pear_ray.config.sections import compute_dtype
 from pear_ray.config.sft import SftConfig
+from pear_ray.engines.compiling import compile_layers
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.policy import checkpoint_activations, load_policy, replicate, shard
 from pear_ray.engines.trainer import Trainer
@@ -32,7 +33,8 @@ def make_trainer(
 
     Raises:
         InputError: transformers cannot load the folder.
-        EngineError: The model does something to its logits that log-probs would miss.
+        EngineError: The model does something to its logits that log-probs would miss, or
+            there is no compiler for what is to be compiled.
     """
     policy = load_policy(folder)
     if config.lora is not None:
@@ -42,6 +44,8 @@ def make_trainer(
         adapt(policy, config.lora, base=folder, seed=seed)
     if config.activation_checkpointing:
         checkpoint_activations(policy)
+    if config.compile:
+        compile_layers(policy, device=device)
     backend, optimizer, ema_decay = config.backend, config.optimizer, config.ema_decay
     match backend:
         case FsdpBackend():

@@ -131,11 +131,13 @@ def collate(
 
     With `num_candidates` every row has so many `candidates` for each of its loss tokens.
 
-    An empty `rows` gives a batch of one pad token with no loss token: a rank that runs out of rows
+    An empty `rows` gives a batch of two pad tokens with no loss token: a rank that runs out of rows
     still has to take part in the collectives of the others' forward and backward passes.
     """
     if not rows:
-        rows = [Row(token_ids=[pad_id], loss_mask=[False], aligned={name: [0.0] for name in names})]
+        # Two, because a compiled layer would be compiled again for a length of 1.
+        none = {name: [0.0] * 2 for name in names}
+        rows = [Row(token_ids=[pad_id] * 2, loss_mask=[False] * 2, aligned=none)]
     lengths = [len(row.token_ids) for row in rows]
     input_ids = _end_to_end([row.token_ids for row in rows], torch.long)
     sequence_ids = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))

@@ -119,8 +119,8 @@ class ChatTokenizer:
 
         Raises:
             ValueError: The template does not write a chat as a continuation of its beginning, or
-                the chat begins with the assistant, whose first tokens then have nothing before
-                them.
+                not all of an answer, or the chat begins with the assistant, whose first tokens then
+                have nothing before them.
         """
         if messages[0]["role"] == "assistant":
             raise ValueError("messages.0.role: a chat begins with a user or system turn")
@@ -164,6 +164,14 @@ class ChatTokenizer:
             raise ValueError(
                 f"the chat template rewrites earlier turns (turn {index}), so the answer cannot be "
                 "found in the text; use a template that only appends"
+            )
+        content = messages[index]["content"]
+        # Templates may trim and add white space, and marks around reasoning; words they must keep.
+        if "".join(content.split()) not in "".join(through[len(before) :].split()):
+            raise ValueError(
+                f"the chat template leaves out or changes part of the answer (turn {index}), such "
+                "as the reasoning before </think>, which then would not train; use a template that "
+                "keeps it"
             )
         end_token = self.tokenizer.eos_token
         cut = through.rfind(end_token, len(before))

@@ -1,12 +1,16 @@
 """Low-rank adapters on a policy; the only module that imports peft."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import peft
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
+from torch import nn
 
 from pear_ray.config.lora import LoraConfig
 from pear_ray.engines.policy import Policy, load_causal_lm
@@ -14,6 +18,16 @@ from pear_ray.engines.target_modules import linear_modules
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in an adapter's file, as peft writes it
+NAME = "default"  # of the one adapter, where peft keeps several apart
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What an adapter adds to a weight: `scale * up @ down`, of parameters with these names."""
+
+    down: str
+    up: str
+    scale: float
 
 
 def adapt(policy: Policy, lora: LoraConfig, *, base: Path, seed: int) -> None:
@@ -63,7 +77,7 @@ def write_adapter(policy: Policy, weights: Mapping[str, torch.Tensor], folder: P
         folder / WEIGHTS,
         metadata={"format": "pt"},
     )
-    config = copy.copy(policy.causal_lm.peft_config["default"])
+    config = copy.copy(policy.causal_lm.peft_config[NAME])
     config.inference_mode = True  # as peft saves it: loaded, it does not train unless asked to
     config.target_modules = sorted(config.target_modules)  # a set's order is chance
     config.save_pretrained(str(folder))
@@ -77,3 +91,58 @@ def merged(base: Path, adapter: Path) -> Policy:
     """
     model = peft.PeftModel.from_pretrained(load_causal_lm(base), str(adapter), torch_device="cpu")
     return Policy(model.merge_and_unload())
+
+
+def file_names(causal_lm: nn.Module) -> dict[str, str]:
+    """Names of all parameters but the adapters', in order, by the name in the model's file."""
+    layers = [name for name, module in causal_lm.named_modules() if isinstance(module, LoraLayer)]
+    found = {}
+    for name, _ in causal_lm.named_parameters():
+        layer = next((each for each in layers if name.startswith(f"{each}.")), None)
+        if layer is None:
+            found[name] = name
+        elif name.startswith(f"{layer}.base_layer."):
+            found[layer + name.removeprefix(f"{layer}.base_layer")] = name
+    return found
+
+
+def added_weights(causal_lm: nn.Module) -> dict[str, Added]:
+    """What each adapter adds, by the name of the weight in the model's file."""
+    return {
+        f"{name}.weight": Added(
+            down=f"{name}.lora_A.{NAME}.weight",
+            up=f"{name}.lora_B.{NAME}.weight",
+            scale=module.scaling[NAME],
+        )
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def merge(
+    weight: torch.Tensor, *, down: torch.Tensor, up: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`weight` with its adapter added, [out, in]: a new tensor, as `merged` makes it in float32.
+
+    The sum is made in float32 whatever the dtype: in bfloat16 the product would round twice.
+
+    Args:
+        weight: [out, in].
+        down: [rank, in].
+        up: [out, rank].
+        scale: Of the product.
+    """
+    return (weight.float() + (up.float() @ down.float()) * scale).to(weight.dtype)
+
+
+@contextmanager
+def left_out(policy: Policy) -> Iterator[None]:
+    """Within this the policy is the model that its adapters are on, to the bit."""
+    layers = [each for each in policy.causal_lm.modules() if isinstance(each, LoraLayer)]
+    for each in layers:
+        each.set_scale(NAME, 0.0)
+    try:
+        yield
+    finally:
+        for each in layers:
+            each.set_scale(NAME, 1.0)  # of the scale that its settings give

@@ -21,8 +21,8 @@ def resolve_model(location: str) -> Path:
     """The checked folder that `location` names.
 
     Args:
-        location: A folder; `embedded:student` or `embedded:teacher`; `gguf:PACKAGE` for the GGUF
-            file inside an installed Python package; or a hub name.
+        location: A folder; `embedded:student` or another that is shipped; `gguf:PACKAGE` for the
+            GGUF file inside an installed Python package; or a hub name.
 
     Raises:
         InputError: There is no such model, or its folder cannot be used.
@@ -66,12 +66,16 @@ def config_folder(location: str) -> Path:
         raise _hub_error(location, error) from error
 
 
-def resolve_behavior(behavior: str | dict[str, str]) -> dict[str, Path]:
+def resolve_behavior(behavior: str | dict[str, str] | None) -> dict[str, Path]:
     """The checked folder of each source's behavior model; the source `*` is any.
+
+    Of a corpus that brings all its log-probs there is none.
 
     Raises:
         InputError: As `resolve_model`; the message names the source.
     """
+    if behavior is None:
+        return {}
     if isinstance(behavior, str):
         return {"*": resolve_model(behavior)}
     found = {}

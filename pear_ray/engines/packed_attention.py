@@ -171,6 +171,9 @@ def _varlen(
     return cast("torch.Tensor", found)  # without return_aux it is one
 
 
+# Groups differ from batch to batch in number and padding: a compiled layer would be compiled again
+# for each way that they are cut.
+@torch.compiler.disable
 def _grouped(
     parts: QueryKeyValue, packing: Packing, scaling: float | None, window: int | None
 ) -> torch.Tensor:

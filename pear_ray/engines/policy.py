@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
+from pear_ray.algorithms.compiled_logprobs import compiled_chosen_logprobs
 from pear_ray.algorithms.entropy import exact_entropies
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
 from pear_ray.config.sections import compute_dtype
@@ -33,6 +34,7 @@ class Policy(nn.Module):
         frozen_base: Where adapters are all that trains: the folder of the model they are on.
         autocast_dtype: What forward passes compute in, where that is not the parameters' dtype.
         packs: Whether rows go through it end to end, without padding.
+        compile_backend: What the log-probs of chosen tokens are compiled with, if they are.
     """
 
     def __init__(self, causal_lm: PreTrainedModel) -> None:
@@ -41,6 +43,7 @@ class Policy(nn.Module):
         self.frozen_base: Path | None = None
         self.autocast_dtype: torch.dtype | None = None
         self.packs = False
+        self.compile_backend: str | None = None
 
     def forward(
         self,
@@ -66,7 +69,7 @@ class Policy(nn.Module):
         how: Any = {"temperature": temperature, "chunk_tokens": HEAD_CHUNK_TOKENS[device]}
         if exact_entropy and batch.num_loss_tokens:
             return {
-                "logprobs": chosen_logprobs(predicting, head, batch.chosen_ids, **how),
+                "logprobs": self._chosen_logprobs(predicting, head, batch.chosen_ids, **how),
                 "entropies": exact_entropies(predicting, head, **how),
             }
         if not batch.num_loss_tokens:
@@ -78,12 +81,12 @@ class Policy(nn.Module):
             extras = {"candidates": candidates, "rest": nothing, "entropies": nothing.detach()}
             return {"logprobs": nothing} | extras
         if ids is None and not entropy_k:
-            return chosen_logprobs(predicting, head, batch.chosen_ids, **how)
+            return self._chosen_logprobs(predicting, head, batch.chosen_ids, **how)
         outputs = {}
         if entropy_k:
             outputs["entropies"] = top_k_entropies(predicting, head, k=entropy_k, **how)
         if ids is None:
-            chosen = chosen_logprobs(predicting, head, batch.chosen_ids, **how)
+            chosen = self._chosen_logprobs(predicting, head, batch.chosen_ids, **how)
             return outputs | {"logprobs": chosen}
         # The token's own id as one more column: no second pass over the vocabulary.
         columns = torch.cat([ids, batch.chosen_ids[:, None]], dim=1)
@@ -93,6 +96,11 @@ class Policy(nn.Module):
             "candidates": logprobs[:, :-1],
             "rest": rest,
         }
+
+    def _chosen_logprobs(self, *tensors: torch.Tensor, **how: Any) -> torch.Tensor:
+        if self.compile_backend is None:
+            return chosen_logprobs(*tensors, **how)
+        return compiled_chosen_logprobs(*tensors, **how, backend=self.compile_backend)
 
     def _hidden(self, batch: TokenBatch) -> torch.Tensor:
         """Last hidden states, [position, hidden]."""

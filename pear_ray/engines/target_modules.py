@@ -21,10 +21,15 @@ def linear_modules(causal_lm: PreTrainedModel) -> list[str]:
     ]
 
 
-def check_target_modules(folder: Path, targets: Sequence[str]) -> None:
+def check_target_modules(folder: Path, targets: Sequence[str], *, key: str) -> None:
     """See that each of `targets` is the end of the name of a linear layer of the model in `folder`.
 
     Only its config.json is read.
+
+    Args:
+        folder: The model's.
+        targets: The ends of names.
+        key: The config's section that has them, for the message.
 
     Raises:
         ConfigError: One is not; the message names it and says what there is.
@@ -34,7 +39,7 @@ def check_target_modules(folder: Path, targets: Sequence[str]) -> None:
     if not known:
         raise InputError(
             f"{folder}: the decoder has no linear layer that an adapter can be put on; leave "
-            "sft.lora out"
+            f"{key} out"
         )
     kinds = sorted({name.rpartition(".")[2] for name in known})
     missing = [
@@ -45,7 +50,7 @@ def check_target_modules(folder: Path, targets: Sequence[str]) -> None:
     close = difflib.get_close_matches(missing[0], kinds, n=1)
     meant = f"; did you mean {close[0]!r}?" if close else ""
     raise ConfigError(
-        f"sft.lora.target_modules: no linear layer of the policy's decoder is called "
+        f"{key}.target_modules: no linear layer of the policy's decoder is called "
         f"{', '.join(map(repr, missing))}{meant}; there are {', '.join(kinds)} ({folder}), or use "
         "all-linear"
     )

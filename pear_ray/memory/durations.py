@@ -22,7 +22,6 @@ from pear_ray.memory.phases import ModelShapes
 from pear_ray.tasks.problem_sets import num_problems
 
 FORWARDS_PER_STEP, FORWARDS_WHEN_CHECKPOINTING = 3, 4
-NUM_CHECKPOINTS = 3  # that `evaluate` samples from: base, SFT, RL
 ROWS_WITHOUT_NUMBER = 1000  # what is planned of a corpus that nobody has counted
 # Measured on the demo, on two CPU cores (docs/planning.md): what its stages took but for sampling
 # and training, which is to start processes and engines. A GPU's engine takes longer: it captures
@@ -76,7 +75,9 @@ def plan_durations(
     config: RunConfig, models: ModelShapes, pace: Pace, workload: Workload
 ) -> list[Duration]:
     """The time of every stage that computes with a model, in the run's order."""
-    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
+    # Of a corpus that brings its log-probs nobody scores a row.
+    scorers = list(models.behavior.values()) or [models.policy]
+    largest = max(scorers, key=lambda shape: shape.num_parameters)
     corpus, cluster = config.corpus, config.cluster
     policy, rows = models.policy, num_rows(config, workload)
     decode = _Decoding(config, pace, workload)
@@ -86,10 +87,11 @@ def plan_durations(
         phases["collect"] = decode.parts(
             largest, sequences, corpus.max_tokens, engines=cluster.num_samplers
         )
-    scorers = cluster.num_samplers * config.score.tensor_parallel_size
-    phases["score"] = [
-        _passes("scoring", largest, rows, workload, pace, share=pace.prefill_share, over=scorers)
-    ]
+    if models.behavior:
+        over = cluster.num_samplers * config.score.tensor_parallel_size
+        phases["score"] = [
+            _passes("scoring", largest, rows, workload, pace, share=pace.prefill_share, over=over)
+        ]
     phases["sft"] = _sft(config, policy, rows, workload, pace)
     phases["rl"] = _rl(config, policy, decode, workload, pace)
     phases["evaluate"] = [
@@ -97,7 +99,7 @@ def plan_durations(
         for suite in suites_of(config.evaluate)
         for part in decode.parts(
             policy,
-            NUM_CHECKPOINTS * num_problems(suite.problems) * suite.num_samples,
+            len(config.evaluate.checkpoints) * num_problems(suite.problems) * suite.num_samples,
             suite.max_tokens,
             engines=cluster.num_samplers,
         )

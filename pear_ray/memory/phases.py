@@ -96,13 +96,15 @@ def plan_phases(
         memory: What there is.
         checkpointing: As if layers were computed again in backward, whatever the run says.
     """
-    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
     phases = [
-        _score(config, largest, memory),
         _sft(config, models.policy, memory, checkpointing=checkpointing),
         _rl(config, models.policy, memory, checkpointing=checkpointing),
         _evaluate(config, models.policy, memory),
     ]
+    if not models.behavior:  # the corpus brings its log-probs: no engine scores it
+        return phases
+    largest = max(models.behavior.values(), key=lambda shape: shape.num_parameters)
+    phases = [_score(config, largest, memory), *phases]
     if isinstance(config.corpus, SampledCorpus):
         return [_collect(config, config.corpus, largest, memory), *phases]
     return phases
@@ -236,6 +238,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
         device=config.cluster.device,
         dtype=config.models.dtype,
         checkpointing=checkpointing,
+        lora=config.rl.lora,
     )
     verifiers = _verifiers(config, "rl", config.rl.rewards)
     if config.rl.pass_at_k is not None:
@@ -251,7 +254,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
     notes = _training_notes(config, shape)
-    if config.rl.kl.coefficient:
+    if config.rl.kl.is_wanted and config.rl.lora is None:
         notes = (*notes, REFERENCE_NOTE)
     return _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
 

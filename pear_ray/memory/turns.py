@@ -45,8 +45,14 @@ def gathered_for_sync(trainer: TrainerPlan) -> list[Item]:
     root = gathered_root(trainer)
     layers = each * shape.num_layers * shape.layer_parameters
     ahead = min(layers, max(GATHERED_BYTES, each * shape.layer_parameters))
+    merged = each * shape.layer_parameters if trainer.lora else 0
     return [
         root,
+        Item(
+            name="merged weights of a layer",
+            num_bytes=merged,
+            formula=f"{each} bytes x {shape.layer_parameters:,} parameters of a layer",
+        ),
         Item(
             name="copy of embedding and head for the engine",
             num_bytes=root.num_bytes,

@@ -137,7 +137,9 @@ def _versions(data: RunData) -> Table:
     return Table(["package", "version", "used by"], rows)
 
 
-def _behavior_words(behavior: str | dict[str, str]) -> str:
+def _behavior_words(behavior: str | dict[str, str] | None) -> str:
+    if behavior is None:
+        return "none: the corpus brings its log-probs"
     if isinstance(behavior, str):
         return behavior
     return ", ".join(f"{source}: {model}" for source, model in behavior.items())

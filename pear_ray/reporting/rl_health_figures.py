@@ -33,7 +33,7 @@ _COSTS = (
 
 def kl(data: RunData) -> Chart:
     """KL to the policy that RL started from."""
-    steps, values = data.series("rl", "rl/kl")
+    steps, values = data.series("rl", "rl/kl_to_init")
     spikes = has_spikes(values)
     return line_chart(
         [Line("KL", steps, values, BLUE)],

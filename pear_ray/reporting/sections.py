@@ -196,7 +196,7 @@ def _rl_health(data: RunData) -> Section:
         section.notes.append(sentence)
     section.draw(data, "rl", "rl/grad_norm", lambda of: training_figures.grad_norm(of, "rl"))
     section.draw(data, "rl", "rl/mismatch/mean_gap", rl_health_figures.gaps)
-    section.draw_if_any(data, "rl/kl", rl_health_figures.kl)
+    section.draw_if_any(data, "rl/kl_to_init", rl_health_figures.kl)
     if rl_health_figures.updates_move(data):
         section.draw_if_any(data, "rl/clip_fraction/high", rl_health_figures.clip_fractions)
         section.charts.append(rl_health_figures.ratios(data))

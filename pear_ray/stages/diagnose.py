@@ -57,5 +57,5 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
 
 
 def _models(config: RunConfig) -> dict[str, str]:
-    behavior = config.models.behavior
+    behavior = config.models.behavior or {}
     return {"all sources": behavior} if isinstance(behavior, str) else behavior

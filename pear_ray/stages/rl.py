@@ -16,6 +16,8 @@ from pear_ray.telemetry.metrics_log import MetricsLog, latest_by_step, read_metr
 def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
     """Write `rl/model` (a Hugging Face folder) and the manifest.
 
+    With `rl.lora` also `rl/adapter`, as peft has it; the model is then the merged one.
+
     Raises:
         HandoverError: The SFT checkpoint cannot be trained on.
         TrainingError: The worker group failed more often than allowed, or diverged.

@@ -9,6 +9,7 @@ from typing import Any
 from pear_ray.config.problems import PROMPT_MARK, FileProblems, ProblemColumns
 from pear_ray.errors import InputError
 from pear_ray.records import Problem
+from pear_ray.shipped import local_path
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
@@ -41,7 +42,7 @@ def read_problems(config: FileProblems) -> list[Problem]:
         InputError: The file cannot be read, has too few rows, or a row cannot be used; the message
             names file, row and field.
     """
-    path = Path(config.path).expanduser()
+    path = Path(local_path(config.path)).expanduser()
     layout = Layout(
         source=config.path,
         task=path.stem,

@@ -15,6 +15,7 @@ from pear_ray.config.rl_sampling import TableRates
 from pear_ray.config.run import RunConfig
 from pear_ray.errors import InputError
 from pear_ray.records import Problem
+from pear_ray.shipped import local_path
 from pear_ray.tasks.entries import answer_of, metadata_of
 from pear_ray.tasks.games import make_game_problems
 from pear_ray.tasks.hub_sets import known_size, read_hub_problems
@@ -105,7 +106,7 @@ def _absolute(section: S) -> S:
     problems = section.problems
     if not isinstance(problems, FileProblems):
         return section
-    path = str(Path(problems.path).expanduser().absolute())
+    path = str(Path(local_path(problems.path)).expanduser().absolute())
     return section.model_copy(update={"problems": problems.model_copy(update={"path": path})})
 
 
@@ -121,7 +122,7 @@ def content_of(config: ProblemSetConfig) -> dict[str, str]:
         rows = [[each.problem_id, each.question, each.entry] for each in read_hub_problems(config)]
         return {"problems": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:20]}
     try:
-        with Path(config.path).expanduser().open("rb") as stream:
+        with Path(local_path(config.path)).expanduser().open("rb") as stream:
             return {"problems": hashlib.file_digest(stream, "sha256").hexdigest()[:20]}
     except OSError as error:
         raise InputError(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from pear_ray.distributed.rl_loop import GrpoWorker
 from pear_ray.engines.native_trainer import NativeTrainer
 from pear_ray.engines.vllm.engine import VllmEngine
@@ -17,12 +19,17 @@ from pear_ray.tasks.reward_pool import RewardPool
 class Faults:
     """Each strikes once, in its step, and leaves the time in a file."""
 
-    def __init__(self, steps: dict[str, int], folder: Path) -> None:
+    def __init__(
+        self, steps: dict[str, int], folder: Path, ranks: dict[str, int] | None = None
+    ) -> None:
         self.steps, self.folder, self.step = steps, folder, -1
+        self.ranks = ranks or {}
 
     def strikes(self, fault: str) -> bool:
         mark = self.folder / f"struck {fault}"
         if self.steps.get(fault) != self.step or mark.exists():
+            return False
+        if self.ranks.get(fault, 0) != dist.get_rank():
             return False
         mark.write_text(str(time.time()), encoding="utf-8")
         return True

@@ -126,7 +126,7 @@ def test_a_reference_pulls_the_policy_back(start_grpo: Any) -> None:
     """At the start there is no KL and no gradient of it; after a push away it has both."""
     worker = start_grpo(kl={"coefficient": 1.0, "estimator": "k2"}, entropy_coefficient=0.1)
     metrics = worker.step(0)
-    assert metrics["rl/kl"] == 0.0
+    assert metrics["rl/kl_to_init"] == 0.0
     # Exact entropy and the mean surprise of the same tokens estimate the same thing.
     assert metrics["rl/entropy/exact"] == pytest.approx(metrics["rl/entropy"], rel=0.2)
     worker.trainer.module.reshard()
@@ -150,6 +150,22 @@ def test_a_reference_pulls_the_policy_back(start_grpo: Any) -> None:
     for _ in range(3):
         near, _ = worker.train(equal)
     assert near["kl"] < far["kl"]
+
+
+def test_the_kl_to_the_start_is_measured_without_a_penalty(start_grpo: Any) -> None:
+    """Training goes the same way to the bit, and says how far it has gone."""
+    worker, measuring = start_grpo(), start_grpo(kl={"measure": True})
+    worker.publish_weights()  # the engine is shared: it has the other's
+    plain = [worker.step(step) for step in range(2)]
+    measuring.publish_weights()
+    found = [measuring.step(step) for step in range(2)]
+    assert [each["rl/kl_to_init"] > 0 for each in found] == [False, True]
+    for one, other in zip(plain, found, strict=True):
+        assert "rl/kl_to_init" not in one
+        for name in ("rl/loss", "rl/grad_norm", "rl/reward/mean"):
+            assert one[name] == other[name]
+    pairs = zip(parameters_of(worker), parameters_of(measuring), strict=True)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in pairs)
 
 
 def test_a_planted_stale_weight_fails_the_same_step(

@@ -28,10 +28,15 @@ FAULTS = {
 }
 NUM_STEPS = 7
 RESTARTS = len(FAULTS) - 1  # the pool mends itself
+# With two trainers: who waits in a collective for the one that is struck must not wait for ever.
+FAULTS_OF_TWO = {"killed in sample": 1, "killed in train": 2, "killed in sync": 3}
+RANKS = {"killed in sample": 1, "killed in train": 0, "killed in sync": 1}
 COMPARED = ("rl/reward/mean", "rl/loss", "rl/grad_norm", "rl/mismatch/mean_gap", "rl/entropy")
 
 
-def make_loop(faults: dict[str, int]) -> Callable[[dict[str, Any]], None]:
+def make_loop(
+    faults: dict[str, int], ranks: dict[str, int] | None = None
+) -> Callable[[dict[str, Any]], None]:
     """The RL loop with `faults`; made here, because workers cannot import a module of tests."""
     here = str(Path(__file__).parent)
 
@@ -43,13 +48,13 @@ def make_loop(faults: dict[str, int]) -> Callable[[dict[str, Any]], None]:
 
         from pear_ray.distributed.rl_loop import rl_loop
 
-        Faults(faults, job["run_dir"]).plant()
+        Faults(faults, job["run_dir"], ranks).plant()
         rl_loop(job)
 
     return loop
 
 
-def rl_config(folder: Path, *, max_failures: int) -> RunConfig:
+def rl_config(folder: Path, *, max_failures: int, num_trainers: int = 1, **rl: Any) -> RunConfig:
     tree = run_config(folder).model_dump(mode="json")
     tree["rl"] |= {
         "num_steps": NUM_STEPS,
@@ -57,20 +62,28 @@ def rl_config(folder: Path, *, max_failures: int) -> RunConfig:
         "group_size": 4,
         "max_tokens": 32,
         "checkpoint_every": 1,
-    }
+    } | rl
     tree["cluster"] |= {
-        "num_trainers": 1,
+        "num_trainers": num_trainers,
         "cpus_per_worker": 1.0,
         "max_failures": max_failures,
     }
     return validate_run(tree, origin="test")
 
 
-def train(faults: dict[str, int], folder: Path, *, max_failures: int) -> None:
+def train(
+    faults: dict[str, int],
+    folder: Path,
+    *,
+    max_failures: int,
+    ranks: dict[str, int] | None = None,
+    **settings: Any,
+) -> None:
     (folder / "rl").mkdir(parents=True)
-    config = rl_config(folder, max_failures=max_failures)
+    config = rl_config(folder, max_failures=max_failures, **settings)
     job = {"config": config, "run_dir": folder, "attempt": 1, "model": embedded_path("student")}
-    run_train_group(make_loop(faults), job, cluster=config.cluster, stage_dir=folder / "rl")
+    loop = make_loop(faults, ranks)
+    run_train_group(loop, job, cluster=config.cluster, stage_dir=folder / "rl")
 
 
 def steps_of(folder: Path) -> dict[int, dict[str, float]]:
@@ -79,14 +92,38 @@ def steps_of(folder: Path) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_faults_in_every_phase_change_no_bit(local_ray: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"rollouts_ahead": 1, "lora": {"rank": 4}, "kl": {"measure": True}}],
+    ids=["as it is", "adapters and rollouts ahead"],
+)
+def test_faults_in_every_phase_change_no_bit(
+    local_ray: None, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     undisturbed, struck = tmp_path / "undisturbed", tmp_path / "struck"
-    train({}, undisturbed, max_failures=0)
-    train(FAULTS, struck, max_failures=RESTARTS)
+    train({}, undisturbed, max_failures=0, **settings)
+    train(FAULTS, struck, max_failures=RESTARTS, **settings)
+    check_recovered(FAULTS, struck)
+    check_same(undisturbed, struck, num_steps=NUM_STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_killed_rank_of_two_changes_no_bit(local_ray: None, tmp_path: Path, ahead: int) -> None:
+    undisturbed, struck = tmp_path / "undisturbed", tmp_path / "struck"
+    settings = {"num_trainers": 2, "num_steps": 4, "rollouts_ahead": ahead}
+    train({}, undisturbed, max_failures=0, **settings)
+    train(FAULTS_OF_TWO, struck, max_failures=len(FAULTS_OF_TWO), ranks=RANKS, **settings)
+    check_recovered(FAULTS_OF_TWO, struck)
+    check_same(undisturbed, struck, num_steps=4)
+
+
+def check_recovered(faults: dict[str, int], struck: Path) -> None:
+    """Every fault struck, and a step was logged within a minute."""
     records = read_metrics(struck / "metrics.jsonl")
     logged = [each for each in records if isinstance(each, MetricRecord)]
     recovered = {}
-    for fault in FAULTS:
+    for fault in faults:
         at = float((struck / f"struck {fault}").read_text(encoding="utf-8"))
         later = [each.time for each in logged if each.time > at]
         # The last checkpoint is after the last step's numbers: what follows it is the model.
@@ -94,8 +131,11 @@ def test_faults_in_every_phase_change_no_bit(local_ray: None, tmp_path: Path) ->
         recovered[fault] = min(later, default=done) - at
     print({fault: round(seconds, 1) for fault, seconds in recovered.items()})
     assert max(recovered.values()) < 60
+
+
+def check_same(undisturbed: Path, struck: Path, *, num_steps: int) -> None:
     assert steps_of(struck) == steps_of(undisturbed)
-    assert sorted(steps_of(struck)) == list(range(1, NUM_STEPS + 1))
+    assert sorted(steps_of(struck)) == list(range(1, num_steps + 1))
     weights, same = (
         load_file(folder / "rl" / "model" / "model.safetensors") for folder in (undisturbed, struck)
     )

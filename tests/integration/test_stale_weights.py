@@ -89,6 +89,26 @@ def test_a_stale_parameter_fails_the_same_step(
         worker.step(0)
 
 
+@pytest.mark.parametrize(
+    ("name", "how"), [(KINDS[6], "old"), (KINDS[9], "skipped"), (KINDS[12], "old")]
+)
+def test_a_stale_merged_weight_fails_the_same_step(
+    start_grpo: Any, plant: Callable[[str, str], Fault], name: str, how: str
+) -> None:
+    """The engine keeps the weight as it was with the last step's adapter."""
+    fault = plant(name, how)
+    worker = start_grpo(
+        lora={"rank": 4},
+        prompts_per_step=2,
+        group_size=4,
+        max_tokens=16,
+        optimizer={"learning_rate": SMALL_RATE, "warmup_fraction": 0.0},
+    )
+    fault.planted = True
+    with pytest.raises(WeightSyncError, match=f"step 1, rank 0: .* another {name}"):
+        worker.step(0)
+
+
 def test_a_head_packed_before_the_sync_is_stale(
     start_grpo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

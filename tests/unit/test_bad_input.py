@@ -395,18 +395,20 @@ def test_reusing_a_run_that_shares_nothing(refused: Callable[..., str]) -> None:
     assert message.startswith("ArtifactError: --reuse other: none of its complete stages")
 
 
-def test_layers_that_the_policy_has_not(refused: Callable[..., str]) -> None:
-    message = refused("sft.lora={target_modules: [v_proj, q_porj, lm_head]}")
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_layers_that_the_policy_has_not(refused: Callable[..., str], stage: str) -> None:
+    message = refused(f"{stage}.lora={{target_modules: [v_proj, q_porj, lm_head]}}")
     assert message.startswith(
-        "ConfigError: sft.lora.target_modules: no linear layer of the policy's decoder is called "
-        "'q_porj', 'lm_head'; did you mean 'q_proj'?; there are down_proj, gate_proj, k_proj, "
-        "o_proj, q_proj, up_proj, v_proj ("
+        f"ConfigError: {stage}.lora.target_modules: no linear layer of the policy's decoder is "
+        "called 'q_porj', 'lm_head'; did you mean 'q_proj'?; there are down_proj, gate_proj, "
+        "k_proj, o_proj, q_proj, up_proj, v_proj ("
     )
 
 
+@pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_adapters_without_their_library(
-    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)  # as Python has it where there is none
-    message = refused("sft.lora={}")
-    assert message.startswith("ConfigError: sft.lora wants peft, which is not installed; pip")
+    message = refused(f"{stage}.lora={{}}")
+    assert message.startswith(f"ConfigError: {stage}.lora wants peft, which is not installed; pip")

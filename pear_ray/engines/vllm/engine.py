@@ -3,13 +3,15 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from vllm import LLM, SamplingParams
 from vllm.config import ModelConfig, WeightTransferConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.distributed.device_communicators import cpu_communicator
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 
 from pear_ray.engines.policy import Policy
@@ -25,6 +27,9 @@ from pear_ray.engines.vllm.spec import (
 )
 from pear_ray.errors import EngineError, OutOfMemoryError
 from pear_ray.records import Completion, FinishReason
+
+if TYPE_CHECKING:
+    from pear_ray.engines.vllm.adapters import AdapterSender
 
 Memory = Literal["weights", "kv_cache"]  # as vLLM tags what sleeps
 # There is no public name for it.
@@ -55,6 +60,7 @@ class VllmEngine:
                 # low clip; the trainer computes them in float32, and so must the engine.
                 hf_overrides={"head_dtype": "float32"},
                 weight_transfer_config=transfer,
+                **_adapter_options(spec),
                 disable_log_stats=True,
                 seed=spec.seed,
                 **_device_options(spec),
@@ -66,6 +72,7 @@ class VllmEngine:
             ) from error
         self.tokenizer = self.llm.get_tokenizer()
         self._asleep: set[Memory] = set()
+        self._adapter: LoRARequest | None = None  # that requests are answered with
 
     def sleep(self) -> None:
         """Give the GPU's memory back, the weights' and the cache's; nothing on a CPU.
@@ -112,7 +119,7 @@ class VllmEngine:
             for each in sampling
         ]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self.llm.generate(requests, params, use_tqdm=False)
+        outputs = self.llm.generate(requests, params, use_tqdm=False, lora_request=self._adapter)
         return [[self._completion(sample) for sample in output.outputs] for output in outputs]
 
     def end_tokens(self) -> list[str]:
@@ -155,9 +162,19 @@ class VllmEngine:
             ]
         return found
 
-    def weight_sender(self, policy: Policy) -> weights.WeightSender:
-        """The channel from `policy` (plain or FSDP2-sharded) into this engine."""
-        return weights.WeightSender(self.llm, policy)
+    def weight_sender(self, policy: Policy) -> "weights.WeightSender | AdapterSender":
+        """The channel from `policy` (plain or FSDP2-sharded) into this engine.
+
+        One that takes adapters was started on their base, and answers with them from here on: it is
+        asked for nothing before the first sync.
+        """
+        if not self.spec.max_lora_rank:
+            return weights.WeightSender(self.llm, policy)
+        # peft is an extra that an install need not have, and seconds to import.
+        from pear_ray.engines.vllm.adapters import ADAPTER, AdapterSender  # noqa: PLC0415
+
+        self._adapter = ADAPTER
+        return AdapterSender(self.llm, policy)
 
     def _candidates(
         self, sequences: Sequence[Sequence[int]], *, top_k: int
@@ -174,7 +191,9 @@ class VllmEngine:
         )
         requests = [{"prompt_token_ids": list(ids)} for ids in sequences]
         with self._nothing_left_behind():
-            outputs = self.llm.generate(requests, params, use_tqdm=False)
+            outputs = self.llm.generate(
+                requests, params, use_tqdm=False, lora_request=self._adapter
+            )
         for output, ids in zip(outputs, sequences, strict=True):
             yield prompt_candidates(output.prompt_logprobs, ids, top_k=top_k)
 
@@ -229,6 +248,13 @@ def _name_shared_memory_by_port() -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
+
+
+def _adapter_options(spec: EngineSpec) -> dict[str, object]:
+    if not spec.max_lora_rank:
+        return {}
+    room = next(rank for rank in get_args(MaxLoRARanks) if rank >= spec.max_lora_rank)
+    return {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
 
 
 def _device_options(spec: EngineSpec) -> dict[str, object]:

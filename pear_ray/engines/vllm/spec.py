@@ -27,6 +27,7 @@ class EngineSpec:
         chunk_tokens: Most tokens of one forward pass, longer prompts being cut; None leaves it to
             vLLM. It bounds the logits that scoring holds at once.
         max_top_k: Most candidates per token that scoring may ask for.
+        max_lora_rank: Rank of the adapters that are published into it; 0: whole weights are.
         tensor_parallel_size: Devices that the engine is spread over, each with a process of its
             own.
         spans_ranks: Those processes are ranks of this process group, so many next to each other:
@@ -45,6 +46,7 @@ class EngineSpec:
     seed: int = 0
     chunk_tokens: int | None = None
     max_top_k: int = 0
+    max_lora_rank: int = 0
     tensor_parallel_size: int = 1
     spans_ranks: bool = False
     eager: bool = False

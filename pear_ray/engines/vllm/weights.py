@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from vllm import LLM
 from vllm.distributed.weight_transfer.base import (
     ModuleSource,
+    ParamMeta,
     TrainerInitInfo,
     TrainerWeightTransferEngine,
     WeightTransferEngine,
@@ -132,7 +133,9 @@ class InProcessSender(TrainerWeightTransferEngine[InProcessTrainerInit]):
 
 
 class PolicySource(ModuleSource):
-    """A policy's parameters under their Hugging Face names, one all-gather per FSDP2 unit.
+    """A policy's weights under their Hugging Face names, one all-gather per FSDP2 unit.
+
+    Adapters are added to the weights that they are on, and not parameters of their own.
 
     `full_tensor()` on every parameter would be one collective each: on many small parameters the
     waiting for each other, not the bytes, is what a sync costs. For the same reason layers are
@@ -145,6 +148,41 @@ class PolicySource(ModuleSource):
         self._units = {
             name: unit for name, unit in policy.named_modules() if isinstance(unit, FSDPModule)
         }
+        self._names = {name: name for name, _ in policy.causal_lm.named_parameters()}
+        self._added: dict[str, Any] = {}
+        if policy.frozen_base is not None:
+            # An extra that an install need not have, and seconds to import.
+            from pear_ray.engines import lora  # noqa: PLC0415
+
+            self._names = lora.file_names(policy.causal_lm)
+            self._added = lora.added_weights(policy.causal_lm)
+
+    def metadata(self) -> list[ParamMeta]:
+        """Names, dtypes and shapes of what iterating gives."""
+        return [
+            ParamMeta(name, each.dtype, tuple(each.shape))
+            for name, each in ((name, self._parameter(own)) for name, own in self._names.items())
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole weights, one at a time."""
+        return ((name, self._whole(name)) for name in self._names)
+
+    def _parameter(self, name: str) -> torch.nn.Parameter:
+        return self._policy.causal_lm.get_parameter(name)
+
+    def _whole(self, name: str) -> torch.Tensor:
+        """The weight of that name in the model's file (a collective where it is still split)."""
+        weight = materialize_full_tensor(self._parameter(self._names[name]))
+        added = self._added.get(name)
+        if added is None:
+            return weight
+        from pear_ray.engines.lora import merge  # noqa: PLC0415 - as above
+
+        down, up = (
+            materialize_full_tensor(self._parameter(each)) for each in (added.down, added.up)
+        )
+        return merge(weight, down=down, up=up, scale=added.scale)
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """Groups in vLLM's order (embeddings, layers, the rest), each whole while it is used.
@@ -162,10 +200,7 @@ class PolicySource(ModuleSource):
         root.unshard()
         try:
             for names, layer in zip(groups, _gathered_ahead(layers), strict=True):
-                tensors = [
-                    materialize_full_tensor(self._policy.causal_lm.get_parameter(name))
-                    for name in names
-                ]
+                tensors = [self._whole(name) for name in names]
                 # vLLM finishes a tied embedding only when the whole update ends, after it is
                 # sharded again.
                 yield names, tensors if layer else [tensor.clone() for tensor in tensors]

@@ -119,10 +119,10 @@ _RL = (
     ),
     CurveFigure(
         "rl",
-        "rl/kl",
+        "rl/kl_to_init",
         "RL KL to the first policy",
-        "Of the trained tokens, to the policy that RL started from. Runs without a KL term do not "
-        f"measure it. {_SMOOTHED}",
+        "Of the trained tokens, to the policy that RL started from. Runs without rl.kl do "
+        f"not measure it. {_SMOOTHED}",
         "nats per token",
         log=True,
     ),

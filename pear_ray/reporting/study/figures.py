@@ -8,29 +8,22 @@ import numpy as np
 from pear_ray.reporting.comparison.figures import spread
 from pear_ray.reporting.plot import (
     ALERT,
-    BLUE,
     GREY,
     INK,
     MUTED,
     ORANGE,
-    STYLE,
-    WIDTH_IN,
     Chart,
     chart,
     legend,
-    log_axis,
     new_axes,
     run_colour,
-    running_mean,
-    whole_steps,
 )
 from pear_ray.reporting.study.estimates import SeedMean
 from pear_ray.reporting.study.load import AFTER, BEFORE
 from pear_ray.reporting.study.numbers import StudyNumbers
 from pear_ray.reporting.study.orders import Ranks
+from pear_ray.reporting.study.panels import curves, tuning
 from pear_ray.reporting.study.scores import ScoreTable
-from pear_ray.reporting.study.training import CurveSet, MeanCurve
-from pear_ray.reporting.study.tuning import Tuned
 from pear_ray.reporting.words import metric_words
 
 if TYPE_CHECKING:
@@ -41,18 +34,8 @@ _ROW_IN = 0.3  # of an arm in a figure with one row each
 _NAME_SHARE = 0.24  # of the width, for the names at the left
 _OFFSET = 0.14  # of two estimates of one arm, from the middle of its row
 _STYLES = ((BEFORE, "before RL", GREY, "s"), (AFTER, "after RL", ORANGE, "D"))
-_COLUMNS, _PANEL_IN = 4, 1.35
-_SMOOTHED_SHARE = 15  # a curve of every step is a mean over one in so many of its steps
+_FIRST_CURVES = ("rl/reward/mean", "rl/eval/")  # the others are folded away
 _LEFT, _RIGHT = 0.27, 0.73  # where a slope begins and ends
-_METRIC_WORDS = {
-    "rl/reward/mean": "reward in RL",
-    "rl/correct_fraction": "correct answers in RL",
-    "rl/entropy": "entropy in RL",
-    "rl/kl_to_init": "KL to the policy that RL began with",
-    "rl/kl": "KL to the policy that RL began with",
-    "sft/nll": "nll in SFT",
-    "sft/heldout/nll": "held-out nll in SFT",
-}
 
 
 def scores(table: ScoreTable) -> Chart:
@@ -73,7 +56,7 @@ def scores(table: ScoreTable) -> Chart:
         figure,
         title=f"{metric_words(table.metric)} of {table.suite}, before and after RL",
         caption="Means over seeds; whiskers span the bootstrap interval of the mean over seeds. "
-        "Arms share seeds, so that the differences below tell more than whether whiskers overlap.",
+        "Arms share seeds, so that the differences above tell more than whether whiskers overlap.",
     )
 
 
@@ -98,7 +81,8 @@ def differences(table: ScoreTable, *, confidence: float) -> Chart:
         "by seed",
         caption=f"Mean over seeds of the difference, with {100 * confidence:g} % bootstrap "
         "intervals over seeds. Of few seeds these are too narrow: the table's p decides. An arm "
-        "that is right of 0 before RL and left of it after is a reversal.",
+        "on one side of 0 before RL and on the other after it changed order with "
+        f"{table.baseline}.",
     )
 
 
@@ -146,82 +130,14 @@ def slopes(ranks: Ranks, *, reversed_arms: Sequence[str]) -> Chart:
         figure,
         title="The order before and after RL",
         caption=f"Arms from the highest mean (top) to the lowest, over the {over}. Lines that "
-        "cross changed order; by chance alone some do. Red, thick: in a reversal that the seeds "
-        "tell apart both times, each taken alone.",
-    )
-
-
-def curves(found: CurveSet, *, baseline: str) -> Chart:
-    """A small figure for each arm, its mean with a band, in front of the baseline's."""
-    import matplotlib as mpl  # noqa: PLC0415 - half a second that other stages do not pay
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    smooth = found.metric.count("/eval/") == 0 and "heldout" not in found.metric
-    behind = next((each for each in found.arms if each.arm == baseline), None)
-    rows = -(-len(found.arms) // _COLUMNS)
-    with mpl.rc_context(STYLE):
-        height = _PANEL_IN * rows + 0.6
-        figure = Figure(figsize=(2 * WIDTH_IN, height))
-        grid = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
-        figure.subplots_adjust(
-            *(0.06, 0.5 / height, 0.995, 1 - 0.24 / height), hspace=0.36, wspace=0.08
-        )
-        for empty in grid.flat[len(found.arms) :]:
-            empty.set_visible(False)
-        for place, each in enumerate(found.arms):
-            axes = grid.flat[place]
-            if behind is not None and behind is not each:
-                _draw(axes, behind, colour=GREY, smooth=smooth)
-            _draw(axes, each, colour=BLUE, smooth=smooth)
-            axes.set_title(
-                f"{each.arm}  (n = {len(each.seeds)})",
-                fontsize=8,
-                loc="left",
-                color=INK,
-                pad=3,
-                parse_math=False,
-            )
-            axes.tick_params(labelsize=7, labelbottom=place + _COLUMNS >= len(found.arms))
-            whole_steps(axes)
-        stage = found.metric.partition("/")[0].upper()
-        figure.supxlabel(f"{stage} step", fontsize=9, color=INK, y=0.01)
-    smoothed = " Each is a running mean over a fifteenth of its steps." if smooth else ""
-    return chart(
-        figure,
-        title=curve_words(found.metric),
-        caption=f"Mean over seeds in blue, in front of {baseline}'s in grey; bands are the "
-        f"bootstrap interval of the mean at each step.{smoothed}",
-    )
-
-
-def tuning(found: Sequence[Tuned], *, score: str) -> Chart:
-    """Each arm's score after RL by learning rate."""
-    figure, axes = new_axes(x_label="learning rate (log axis)", y_label=score, wide=True)
-    for place, each in enumerate(found):
-        known = [(rate, mean.value) for rate, mean in each.scores if mean]
-        if not known:
-            continue
-        rates, values = zip(*known, strict=True)
-        axes.plot(rates, values, color=run_colour(place), marker="o", label=each.arm)
-        for rate, value in known:
-            if rate == each.chosen:
-                axes.plot([rate], [value], "D", color=run_colour(place), markersize=7)
-    log_axis(axes, along="x")
-    axes.set_xticks(sorted({rate for each in found for rate, _ in each.scores}))
-    axes.minorticks_off()
-    legend(axes)
-    return chart(
-        figure,
-        title="Learning rates",
-        caption="Mean score after RL on the tuning seeds; the diamond is the rate that was chosen.",
+        "cross changed order; by chance alone some do. Red, thick: ahead of another arm before RL "
+        "and behind it after, told apart both times.",
     )
 
 
 def all_figures(found: StudyNumbers) -> dict[str, list[Chart]]:
     """By the section that they stand in; what nobody logged is left out."""
-    reversed_arms = sorted(
-        {arm for each in found.reversals if each.is_apart for arm in (each.arm, each.against)}
-    )
+    reversed_arms = sorted({each.arm for each in found.reversals if each.is_apart})
     tuned = [each for each in found.tuning if any(mean for _, mean in each.scores)]
     scored = [table for table in found.tables if any(row.after or row.before for row in table.arms)]
     return {
@@ -232,18 +148,18 @@ def all_figures(found: StudyNumbers) -> dict[str, list[Chart]]:
         "order": [slopes(found.ranks, reversed_arms=reversed_arms)]
         if len(found.ranks.arms) > 1
         else [],
-        "curves": [curves(each, baseline=found.baseline) for each in found.curves],
+        "curves": [
+            curves(each, baseline=found.baseline)
+            for each in found.curves
+            if each.metric.startswith(_FIRST_CURVES)
+        ],
+        "folded_curves": [
+            curves(each, baseline=found.baseline)
+            for each in found.curves
+            if not each.metric.startswith(_FIRST_CURVES)
+        ],
         "tuning": [tuning(tuned, score=f"{metric_words(found.metric)} after RL")] if tuned else [],
     }
-
-
-def curve_words(metric: str) -> str:
-    """`reward in RL`, `pass@8 while RL trains`."""
-    stage, _, rest = metric.partition("/")
-    if rest.startswith("eval/"):
-        return f"{metric_words(rest.removeprefix('eval/'))} while {stage.upper()} trains"
-    words = _METRIC_WORDS.get(metric, metric)
-    return words[0].upper() + words[1:]
 
 
 def _rows(names: Sequence[str], *, x_label: str) -> tuple["Figure", "Axes"]:
@@ -284,13 +200,3 @@ def _whiskers(
 def _ends(mean: SeedMean) -> tuple[float, float]:
     low = mean.value if mean.low is None else mean.low
     return low, mean.value if mean.high is None else mean.high
-
-
-def _draw(axes: "Axes", curve: MeanCurve, *, colour: str, smooth: bool) -> None:
-    window = max(1, len(curve.steps) // _SMOOTHED_SHARE | 1) if smooth else 1
-    steps = np.array(curve.steps, dtype=np.float64)
-    mean = running_mean(np.array(curve.mean), window=window)
-    axes.plot(steps, mean, color=colour, linewidth=1.4, marker="o" if len(steps) == 1 else "")
-    if curve.low is not None and curve.high is not None:
-        low, high = (running_mean(np.array(end), window=window) for end in (curve.low, curve.high))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.22, linewidth=0)

@@ -37,10 +37,10 @@ SFT_HEALTH = (
     "sft/log_weight_floor_fraction",
     "sft/log_weight_ceiling_fraction",
 )
-KL_METRICS = ("rl/kl_to_init", "rl/kl")  # the first that was logged
+KL_METRIC = "rl/kl_to_init"
 _READ = {
     *SFT_HEALTH,
-    *KL_METRICS,
+    KL_METRIC,
     *("sft/nll", "sft/heldout/nll", "rl/reward/mean", "rl/correct_fraction", "rl/entropy"),
 }
 _PASS = re.compile(r"(?:sft|rl)/eval/pass_at_\d+")

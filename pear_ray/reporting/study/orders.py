@@ -9,7 +9,7 @@ from pear_ray.algorithms.ranks import average_ranks, spearman
 from pear_ray.reporting.study.estimates import Comparison, SeedMean, compare, seed_mean
 from pear_ray.reporting.study.load import AFTER, BEFORE, BySeed, StudyData
 
-_FEWEST = 3  # of pairs for a rank correlation
+FEWEST_ARMS = 5  # of four, 24 orders are possible: a perfect one is nothing unusual
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +132,10 @@ def reversals_of(data: StudyData) -> list[Reversal]:
 
 
 def predictors_of(data: StudyData) -> list[Predictor]:
-    """Every number known before RL that enough arms have, the strongest first."""
+    """Every number known before RL that enough arms have, the strongest first.
+
+    Without mean@n, which is pass@1 again.
+    """
     suite = data.config.score.suite
     target = {arm: data.values(arm, suite, AFTER, data.config.score.metric) for arm in data.arms}
     names = {metric for _, each, where, metric in data.scores if each == suite and where == "sft"}
@@ -149,6 +152,7 @@ def predictors_of(data: StudyData) -> list[Predictor]:
             data,
         )
         for metric in sorted(names)
+        if not metric.startswith("mean_at_")
     ] + [
         _predictor(
             metric,
@@ -193,6 +197,6 @@ def _predictor(
 
 
 def _rank_correlation(rows: Sequence[Sequence[float]]) -> float | None:
-    if len(rows) < _FEWEST:
+    if len(rows) < FEWEST_ARMS:
         return None
     return spearman([row[0] for row in rows], [row[1] for row in rows])

@@ -12,7 +12,7 @@ from pear_ray.reporting.study.words import mean_words, notes, score_words, verdi
 
 HTML_FILE, SUMMARY_FILE, JSON_FILE = "report.html", "summary.md", "results.json"
 _TEMPLATE = "study.html.j2"
-_TEXT_ARMS = 12  # in a terminal
+_TEXT_SENTENCES, _TEXT_ARMS = 3, 6  # in a terminal
 
 
 def write_study_report(study_dir: Path) -> Path:
@@ -55,9 +55,11 @@ def study_text(study_dir: Path) -> str:
         ArtifactError: As `write_study_report`.
     """
     found = study_numbers(study_dir)
-    first, *rest = verdict(found)
     width = max(len(arm) for arm in found.arms)
-    lines = [f"{found.name}: {found.runs.done} of {found.runs.planned} runs done", first]
+    lines = [
+        f"{found.name}: {found.state}, {_counts(found)}",
+        *verdict(found)[:_TEXT_SENTENCES],
+    ]
     scored = [row for row in found.main.arms if row.after or row.before]
     scored.sort(key=lambda row: -(row.after.value if row.after else float("-inf")))
     lines += [
@@ -66,7 +68,7 @@ def study_text(study_dir: Path) -> str:
     ]
     if len(scored) > _TEXT_ARMS:
         lines.append(f"  and {len(scored) - _TEXT_ARMS} arms more, in the report")
-    return "\n".join([*lines, *rest[:3], ""])
+    return "\n".join([*lines, ""])
 
 
 def _facts(found: StudyNumbers) -> list[tuple[str, str]]:
@@ -74,12 +76,18 @@ def _facts(found: StudyNumbers) -> list[tuple[str, str]]:
     return [
         ("arms", str(len(found.arms))),
         ("seeds", str(len(found.seeds))),
-        ("runs", f"{found.runs.done} of {found.runs.planned} done"),
+        ("progress", _counts(found)),
         ("score", score_words(found)),
         ("compared with", found.baseline),
         ("primary comparison", {"changed": "changed since registration"}.get(standing, standing)),
         ("state", found.state),
     ]
+
+
+def _counts(found: StudyNumbers) -> str:
+    failed = len(found.runs.failed)
+    tail = f", {failed} failed" if failed else ""
+    return f"{found.runs.done} of {found.runs.planned} runs done{tail}"
 
 
 def _markdown(

@@ -7,15 +7,18 @@ from pear_ray.reporting.plot import Chart
 from pear_ray.reporting.study import tables
 from pear_ray.reporting.study.figures import all_figures
 from pear_ray.reporting.study.numbers import StudyNumbers
+from pear_ray.reporting.study.orders import FEWEST_ARMS
 from pear_ray.reporting.study.scores import POWER
 from pear_ray.reporting.study.words import (
     compared_words,
     control_words,
     order_words,
-    reversal_words,
+    reversal_sentences,
     score_words,
 )
 from pear_ray.reporting.words import metric_words
+
+_FAR = 2  # ranks that are worth a sentence
 
 
 @dataclass(slots=True)
@@ -26,6 +29,7 @@ class Section:
         tables: Each under its title.
         sentences: Before them.
         after: Below them, small.
+        folded: Figures that are shown when asked for.
     """
 
     anchor: str
@@ -34,6 +38,7 @@ class Section:
     tables: list[tuple[str, Table]] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
+    folded: list[Chart] = field(default_factory=list)
 
 
 def build_sections(found: StudyNumbers) -> list[Section]:
@@ -44,7 +49,9 @@ def build_sections(found: StudyNumbers) -> list[Section]:
         _order(found, charts),
         _controls(found),
         _suites(found),
-        Section("curves", "Learning curves", charts=charts["curves"]),
+        Section(
+            "curves", "Learning curves", charts=charts["curves"], folded=charts["folded_curves"]
+        ),
         _training(found),
         _predictors(found),
         _tuning(found, charts),
@@ -65,11 +72,10 @@ def _scores(found: StudyNumbers, charts: dict[str, list[Chart]]) -> Section:
             (
                 f"{score_words(found)}: mean over seeds [{100 * found.confidence:g} % bootstrap "
                 "interval over seeds]. Differences are paired by seed; p is the exact two-sided "
-                "sign-flip test over all sign patterns, Holm p the same adjusted for the "
+                "sign-flip test over all sign patterns, Holm's the same adjusted for the "
                 f"{number} comparisons of this table. `above` and `below` want an interval that "
-                f"leaves 0 out and a Holm p of at most {found.alpha:g}; `alone` says what the "
-                "unadjusted p would have. Intervals are over seeds on one set of problems, and not "
-                "over problems."
+                f"leaves 0 out and Holm's p at most {found.alpha:g}; `only alone`: the unadjusted "
+                "p would do. Intervals are over seeds, on one set of problems, not over problems."
             ),
         ],
     )
@@ -80,21 +86,29 @@ def _order(found: StudyNumbers, charts: dict[str, list[Chart]]) -> Section:
     if len(found.ranks.arms) < 2:  # noqa: PLR2004 - two make an order
         return section
     number = len(found.ranks.arms)
-    moved = [each for each in found.ranks.arms if each.before != each.after]
+    said = {each.arm for each in found.reversals if each.is_apart}
+    moved = [
+        each
+        for each in found.ranks.arms
+        if abs(each.after - each.before) >= _FAR and each.arm not in said
+    ]
     moved.sort(key=lambda each: -abs(each.after - each.before))
-    section.sentences = [f"{order_words(each, number)}." for each in moved]
-    section.sentences += [reversal_words(each, found.alpha) for each in found.reversals]
-    if not moved:
-        section.sentences = ["RL leaves the order of the arms as it was."]
+    section.sentences = [*reversal_sentences(found)]
+    section.sentences += [f"By means, {order_words(each, number)}." for each in moved]
+    if all(each.before == each.after for each in found.ranks.arms):
+        section.sentences.append("RL leaves the order of the arms as it was.")
     section.tables = [("", tables.order_table(found))]
+    if found.reversals:
+        section.tables.append(("Pairs that change order", tables.reversal_table(found)))
     if found.ranks.left_out:
         section.after.append(
             f"Left out, without a score after RL: {', '.join(found.ranks.left_out)}."
         )
     section.after.append(
-        "Ranks are of means, and neighbours may be no different. Reversals are of pairs with "
-        f"{found.baseline}, and of all pairs that are apart both times; not corrected for how "
-        "many pairs there are."
+        "Ranks are of means, and neighbours may be no different. Listed are the pairs with "
+        f"{found.baseline}, and all that are apart both times: an interval without 0 and p <= "
+        f"{found.alpha:g}, before RL one way and after it the other; not corrected for how many "
+        "pairs there are."
     )
     return section
 
@@ -122,7 +136,7 @@ def _controls(found: StudyNumbers) -> Section:
         section.after.append(
             f"{score_words(found)} after RL. Controls of the same scale only: small weights alone "
             "make an optimizer starve, so that an arm that is not rescaled may lose, and its "
-            "control with it, for reasons that have nothing to do with the ratio. Holm p is "
+            "control with it, for reasons that have nothing to do with the ratio. Holm's p is "
             "adjusted within each table."
         )
     return section
@@ -140,8 +154,8 @@ def _suites(found: StudyNumbers) -> Section:
         section.tables.append((title, tables.score_table(table, alpha=found.alpha)))
     if section.tables:
         section.after.append(
-            f"As above, Holm p within each table. These {len(section.tables)} tables are looks "
-            "beside the study's own score: the more of them, the more will stand out by chance."
+            "As above, Holm's p within each table. These are looks beside the study's own score: "
+            "the more of them, the more will stand out by chance."
         )
     return section
 
@@ -164,6 +178,10 @@ def _training(found: StudyNumbers) -> Section:
 
 def _predictors(found: StudyNumbers) -> Section:
     section = Section("predictors", "What goes with the score after RL")
+    if len(found.ranks.arms) < FEWEST_ARMS:
+        section.sentences = [
+            f"No correlations with so few arms: they are given from {FEWEST_ARMS} on."
+        ]
     if found.predictors:
         first = found.predictors[0]
         section.tables = [("", tables.predictor_table(found))]
@@ -189,9 +207,7 @@ def _tuning(found: StudyNumbers, charts: dict[str, list[Chart]]) -> Section:
             for each in found.tuning
             if each.is_at_end
         ]
-        section.after = [
-            "Mean score after RL on seeds that are not reported; the highest is chosen."
-        ]
+        section.after = ["Mean score after RL, on seeds that are not reported."]
     return section
 
 

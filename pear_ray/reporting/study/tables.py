@@ -8,7 +8,7 @@ from pear_ray.reporting.study.load import SFT_HEALTH
 from pear_ray.reporting.study.numbers import StudyNumbers
 from pear_ray.reporting.study.scores import SIZES, ScoreTable
 from pear_ray.reporting.study.training import KL_MOVED, UPDATES
-from pear_ray.reporting.study.words import mean_words, p_words, relation
+from pear_ray.reporting.study.words import difference_words, mean_words, p_words, relation
 from pear_ray.reporting.words import metric_words
 
 _HEALTH_WORDS = {
@@ -37,7 +37,7 @@ def score_table(found: ScoreTable, *, alpha: float) -> Table:
         versus = row.versus_after
         cells = [row.arm, mean_words(row.before), mean_words(row.after)]
         if versus is None:
-            rows.append([*cells, "compared with", "", "", "", "", ""])
+            rows.append([*cells, "-", "all are compared with it", "", "", ""])
             continue
         before = row.versus_before.difference if row.versus_before else None
         rows.append(
@@ -46,7 +46,7 @@ def score_table(found: ScoreTable, *, alpha: float) -> Table:
     return Table(
         [
             *("arm", "before RL", "after RL", f"minus {found.baseline}, before"),
-            *("after RL", "p", "Holm p", "seeds better / worse", "reads as"),
+            *("after RL", "p (Holm's)", "seeds above / below", "reads as"),
         ],
         rows,
     )
@@ -55,7 +55,7 @@ def score_table(found: ScoreTable, *, alpha: float) -> Table:
 def comparison_table(comparisons: Sequence[Comparison], *, alpha: float) -> Table:
     """Pairs of arms after RL."""
     return Table(
-        ["arm", "against", "difference", "p", "Holm p", "seeds better / worse", "reads as"],
+        ["arm", "against", "difference", "p (Holm's)", "seeds above / below", "reads as"],
         [[each.arm, each.against, *_versus(each, alpha=alpha)] for each in comparisons],
     )
 
@@ -71,6 +71,24 @@ def order_table(found: StudyNumbers) -> Table:
                 *(f"{each.before_mean:.3f}", f"{each.after_mean:.3f}"),
             ]
             for each in ranks
+        ],
+    )
+
+
+def reversal_table(found: StudyNumbers) -> Table:
+    """Pairs of arms whose order RL turns around."""
+    return Table(
+        ["ahead before RL", "and behind it after", "before RL", "after RL", "apart both times"],
+        [
+            [
+                *(each.arm, each.against),
+                *(
+                    difference_words(versus.difference) if versus.difference else "-"
+                    for versus in (each.before, each.after)
+                ),
+                "yes" if each.is_apart else "no",
+            ]
+            for each in found.reversals
         ],
     )
 
@@ -175,21 +193,20 @@ def budget_table(found: StudyNumbers) -> Table:
 def _versus(found: Comparison, *, alpha: float) -> list[str]:
     difference = found.difference
     if difference is None:
-        return ["-", "-", "-", "-", "no seed has both"]
-    interval = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+        return ["-", "-", "-", "no seed has both"]
+    interval = difference_words(difference).rpartition(", ")[0]  # p has a column of its own
+    planned = len(found.seeds) + len(found.missing)
     count = f"{difference.num_better} / {difference.num_worse} of {len(found.seeds)}"
+    count += f" (planned {planned})" if found.missing else ""
     told = relation(found, alpha).removesuffix(" from")
     if found.is_apart(alpha) and not found.is_apart_in_family(alpha):
-        told = f"{told} (alone: {'above' if found.value > 0 else 'below'})"
-    if found.missing:
-        told += f"; {len(found.seeds)} of {len(found.seeds) + len(found.missing)} seeds"
-    return [
-        interval,
-        p_words(difference.p).removeprefix("p ").removeprefix("= "),
-        p_words(found.holm_p).removeprefix("p ").removeprefix("= "),
-        count,
-        told,
-    ]
+        told = f"only alone: {'above' if found.value > 0 else 'below'}"
+    p = f"{_digits(difference.p)} ({_digits(found.holm_p)})"
+    return [interval, p, count, told]
+
+
+def _digits(p: float | None) -> str:
+    return p_words(p).removeprefix("p ").removeprefix("= ")
 
 
 def _levels(

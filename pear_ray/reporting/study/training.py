@@ -8,7 +8,7 @@ import torch
 
 from pear_ray.algorithms.bands import bootstrap_band
 from pear_ray.reporting.study.estimates import SeedMean, seed_mean
-from pear_ray.reporting.study.load import KL_METRICS, SFT_HEALTH, BySeed, Curve, StudyData
+from pear_ray.reporting.study.load import KL_METRIC, SFT_HEALTH, BySeed, Curve, StudyData
 
 UPDATES = (
     "update/sft_norm",
@@ -17,8 +17,8 @@ UPDATES = (
     "update/relative_rl_norm",
     "update/cosine",
 )
-KL_MOVED = "rl/kl at the end"
-_SHOWN = ("rl/reward/mean", "rl/correct_fraction", "rl/entropy", *KL_METRICS)
+KL_MOVED = "rl/kl_to_init at the end"
+_SHOWN = ("rl/reward/mean", "rl/correct_fraction", "rl/entropy", KL_METRIC)
 _SFT_SHOWN = ("sft/heldout/nll", "sft/nll")
 _LAST = 10  # a level at the end is a mean over the last tenth of the steps
 
@@ -83,8 +83,7 @@ def distances(data: StudyData) -> dict[str, dict[str, SeedMean]]:
         levels = {
             metric: _mean(data, data.scores.get((arm, "", "", metric), {})) for metric in UPDATES
         }
-        kl = next((name for name in KL_METRICS if (arm, name) in data.curves), None)
-        levels[KL_MOVED] = _at_end(data, arm, kl) if kl else None
+        levels[KL_MOVED] = _at_end(data, arm, KL_METRIC)
         kept = {metric: level for metric, level in levels.items() if level}
         if kept:
             found[arm] = kept

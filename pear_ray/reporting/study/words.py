@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from pear_ray.reporting.paired import difference_words
+from pear_ray.algorithms.paired import PairedDifference
+from pear_ray.algorithms.power import fewest_pairs, least_p
+from pear_ray.reporting.paired import difference_words as with_interval
 from pear_ray.reporting.study.estimates import Comparison, SeedMean
 from pear_ray.reporting.study.numbers import StudyNumbers
 from pear_ray.reporting.study.orders import Rank, Reversal
@@ -49,6 +51,13 @@ def mean_words(found: SeedMean | None) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
+def difference_words(found: PairedDifference) -> str:
+    """`+0.036 [+0.010, +0.062], p = 0.031`; one seed has no interval."""
+    if found.num_pairs == 1:
+        return f"{found.value:+.3f} (one seed), {p_words(found.p)}"
+    return with_interval(found)
+
+
 def relation(found: Comparison, alpha: float) -> str:
     """`above`, `below` or `not told apart from`, corrected for the family where there is one."""
     if found.difference is None:
@@ -64,13 +73,13 @@ def compared_words(found: Comparison, alpha: float) -> str:
         return f"not compared with {found.against}: no seed has both"
     words = (
         f"{relation(found, alpha)} {found.against}: {difference_words(found.difference)}; "
-        f"n = {len(found.seeds)}"
+        f"{_pairs_words(found)}"
     )
     if found.holm_p is not None and found.family > 1:
         words += f"; {p_words(found.holm_p)} corrected for {found.family} comparisons"
         if found.is_apart(alpha) and not found.is_apart_in_family(alpha):
             words += ", apart only if taken alone"
-    return words + _missing_words(found)
+    return words
 
 
 def verdict(found: StudyNumbers) -> list[str]:
@@ -82,6 +91,7 @@ def verdict(found: StudyNumbers) -> list[str]:
         *_primary(found),
         *_highest(found),
         *_reversed(found),
+        *([limit] if (limit := family_limit(found)) else []),
         *_warnings(found),
     ]
 
@@ -117,18 +127,24 @@ def order_words(found: Rank, number: int) -> str:
     return f"{found.arm} is {places}"
 
 
-def reversal_words(found: Reversal, alpha: float) -> str:
-    """The reversal with both differences, and whether the seeds carry it."""
-    before, after = (compared_words(each, alpha) for each in (found.before, found.after))
-    claim = (
-        "RL turns the order around"
-        if found.is_apart
-        else "the means change order, which these seeds do not tell from chance"
-    )
-    return (
-        f"{found.arm} and {found.against}: {claim}. Before RL {found.arm} is {before}. After RL it "
-        f"is {after}."
-    )
+def reversal_sentences(found: StudyNumbers) -> Iterator[str]:
+    """A sentence for every arm that is ahead of others before RL and behind them after it.
+
+    Of those that the seeds tell apart both times; in numbers the one against the baseline, or the
+    largest.
+    """
+    ranks = {rank.arm: rank for rank in found.ranks.arms}
+    apart: dict[str, list[Reversal]] = {}
+    for each in found.reversals:
+        if each.is_apart:
+            apart.setdefault(each.arm, []).append(each)
+    for arm, reversals in apart.items():
+        first = next((each for each in reversals if each.against == found.baseline), reversals[0])
+        others = [each.against for each in reversals if each is not first]
+        where = order_words(ranks[arm], len(ranks)) if arm in ranks else f"{arm} falls behind"
+        before, after = (compared_words(each, found.alpha) for each in (first.before, first.after))
+        also = f" The same, apart both times, against {listed(others)}." if others else ""
+        yield f"Reversal: {where}. Before RL it is {before}; after RL it is {after}.{also}"
 
 
 def control_words(found: Comparison, kind: str, alpha: float) -> str:
@@ -169,9 +185,12 @@ def _limits(found: StudyNumbers) -> Iterator[str]:
         which = "of the primary comparison" if found.primary else "that are to be compared"
         yield f"Nothing can be claimed yet: no seed has a score after RL of two arms {which}."
     elif found.has_too_few_seeds:
+        planned = "" if found.is_complete else f" ({len(found.seeds)} are planned)"
         yield (
-            f"Too few seeds for any claim: {found.most_pairs} give p >= {found.least_p:.3g}, "
-            f"whatever the scores; p <= {found.alpha:g} takes at least {found.fewest_pairs}."
+            f"Too few seeds for any claim: {found.most_pairs} "
+            f"give{'s' if found.most_pairs == 1 else ''} p >= {found.least_p:.3g}, "
+            f"whatever the scores; p <= {found.alpha:g} takes at least {found.fewest_pairs}"
+            f"{planned}."
         )
     if not found.is_complete:
         failed = sum(not run.is_tuning for run in found.runs.failed)
@@ -191,18 +210,22 @@ def _primary(found: StudyNumbers) -> Iterator[str]:
             "after the fact."
         )
         return
-    rule = (
-        f"after RL, {primary.arm} above {listed([each.against for each in primary.against])} in "
-        f"{score_words(found)}, each with p <= {primary.alpha:g}"
+    name, against = _STANDING[primary.standing], listed([each.against for each in primary.against])
+    rule = f"after RL, {primary.arm} above {against}, each with p <= {primary.alpha:g}"
+    where, told = score_words(found), [_primary_words(primary, each) for each in primary.against]
+    if primary.outcome == "holds":
+        yield (
+            f"{name} holds: after RL, {primary.arm} is {listed(told)}, in {where} (each "
+            f"had to have p <= {primary.alpha:g})."
+        )
+        return
+    verb = (
+        "is not judged before all its runs have ended"
+        if primary.outcome == "open"
+        else "does not hold"
     )
-    name = _STANDING[primary.standing]
-    told = "; ".join(f"{_primary_words(primary, each)}" for each in primary.against)
-    if primary.outcome == "open":
-        yield f"{name} is not judged before all its runs have ended ({rule}). So far: {told}."
-    elif primary.outcome == "holds":
-        yield f"{name} holds: {rule}. {primary.arm} is {told}."
-    else:
-        yield f"{name} does not hold: {rule}. {primary.arm} is {told}."
+    found_words = "So far" if primary.outcome == "open" else "Found"
+    yield f"{name} {verb}. Rule: {rule}, in {where}. {found_words}: {listed(told)}."
 
 
 def _primary_words(primary: Primary, found: Comparison) -> str:
@@ -211,17 +234,29 @@ def _primary_words(primary: Primary, found: Comparison) -> str:
         return f"not compared with {found.against} (no seed has both)"
     is_apart = found.difference.p is not None and found.difference.p <= primary.alpha
     told = ("above" if found.value > 0 else "below") if is_apart else "not told apart from"
+    return f"{told} {found.against} ({difference_words(found.difference)}; {_pairs_words(found)})"
+
+
+def _pairs_words(found: Comparison) -> str:
+    """`n = 8`; where seeds are missing `n = 7 of 8, the seeds that both have`."""
+    number = f"n = {len(found.seeds)}"
+    if not found.missing:
+        return number
+    return f"{number} of {len(found.seeds) + len(found.missing)}, the seeds that both have"
+
+
+def family_limit(found: StudyNumbers) -> str | None:
+    """That no corrected p can be small enough, where so few seeds meet so many comparisons."""
+    number = len(found.main.comparisons)
+    pairs = max((len(each.seeds) for each in found.main.comparisons), default=0)
+    if found.has_too_few_seeds or pairs == 0 or number * least_p(pairs) <= found.alpha:
+        return None
+    enough = fewest_pairs(found.alpha / number)
     return (
-        f"{told} {found.against} ({difference_words(found.difference)}; n = {len(found.seeds)}"
-        f"{_missing_words(found)})"
+        f"Corrected for {number} comparisons, {pairs} seeds cannot tell any arm from "
+        f"{found.baseline}, whatever the scores: that takes {enough}. A primary comparison, named "
+        "before RL, needs no such correction."
     )
-
-
-def _missing_words(found: Comparison) -> str:
-    if not found.missing or not found.seeds:
-        return ""
-    planned = len(found.seeds) + len(found.missing)
-    return f", the seeds that both have of {planned}"
 
 
 def _highest(found: StudyNumbers) -> Iterator[str]:
@@ -254,19 +289,16 @@ def _highest(found: StudyNumbers) -> Iterator[str]:
 
 
 def _reversed(found: StudyNumbers) -> Iterator[str]:
-    ranks = {rank.arm: rank for rank in found.ranks.arms}
-    number = len(ranks)
-    apart = [each for each in found.reversals if each.is_apart]
-    for each in apart[:_MOST_REVERSALS]:
-        where = f"{order_words(ranks[each.arm], number)}: " if each.arm in ranks else ""
-        yield f"Reversal: {where}{reversal_words(each, found.alpha)}"
-    if len(apart) > _MOST_REVERSALS:
-        yield f"{len(apart) - _MOST_REVERSALS} further reversals are listed below."
+    sentences = list(reversal_sentences(found))
+    yield from sentences[:_MOST_REVERSALS]
+    if len(sentences) > _MOST_REVERSALS:
+        yield f"{len(sentences) - _MOST_REVERSALS} further arms are reversed, listed below."
+    apart = {each.arm for each in found.reversals if each.is_apart}
     first = next((rank for rank in found.ranks.arms if rank.before == 1), None)
-    if first and first.after > 1 and not any(each.arm == first.arm for each in apart):
+    if first and first.after > 1 and first.arm not in apart:
         yield (
-            f"{order_words(first, number)}, by means that these seeds do not tell apart both "
-            "times: no claim of a reversal."
+            f"{order_words(first, len(found.ranks.arms))}, by means that these seeds do not tell "
+            "apart both times: no claim of a reversal."
         )
 
 

@@ -174,6 +174,19 @@ def test_objectives_that_cannot_be(run_file: Path, overrides: list[str], words: 
         (["rl.overlong.buffer_tokens=200"], "buffer_tokens=200 is more than max_tokens=128"),
         (["rl.mismatch_correction.low=1.5"], "rl.mismatch_correction.low: "),
         (["rl.mismatch_correction.high=0.9"], "rl.mismatch_correction.high: "),
+        (
+            ["rl.rollouts_ahead=1", "rl.dynamic_sampling={}"],
+            "rl: rollouts_ahead=1 and dynamic_sampling do not go together",
+        ),
+        (
+            ["rl.lora={sync: adapter}", "rl.tensor_parallel_size=2"],
+            "rl.lora.sync=adapter is for engines on one device",
+        ),
+        (
+            ["rl.lora={sync: adapter}", "cluster.device=cuda"],
+            "rl.lora.sync=adapter wants an engine that keeps its base",
+        ),
+        (["rl.rollouts_ahead=2"], "rl.rollouts_ahead: Input should be 0 or 1"),
         (["rl.updates_per_batch=3"], "rl.updates_per_batch=3 updates of cluster.num_trainers=2"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from pear_ray.algorithms.weight_health import merge
-from pear_ray.distributed.rl_metrics import rollout_sums, step_metrics
+from pear_ray.distributed.rl_metrics import lag_sums, rollout_sums, step_metrics
 from pear_ray.records import (
     Completion,
     FinishReason,
@@ -39,14 +39,14 @@ TRAINED = {
 }
 
 
-def group(*lengths: int, reward: float) -> RolloutGroup:
+def group(*lengths: int, reward: float, policy_version: int = 0) -> RolloutGroup:
     return RolloutGroup(
         [
             Rollout(
                 problem=Problem("game/0/0", "game", "1 + 1", "{}"),
                 prompt_ids=[1],
                 completion=Completion([2] * length, [-0.5] * length, "", FinishReason.STOP),
-                policy_version=0,
+                policy_version=policy_version,
                 reward=Reward(RewardStatus.OK, reward),
             )
             for length in lengths
@@ -78,3 +78,17 @@ def test_a_replay_has_no_speed_of_sampling() -> None:
     assert metrics["rl/tokens_per_s/train"] == 2.0
     assert "rl/tokens_per_s/sample" not in metrics
     assert metrics["rl/reward/std"] == 0.0
+
+
+def test_a_lag_is_the_mean_over_rollouts() -> None:
+    """Three rollouts of version 2 and one of version 5, in training at version 6."""
+    first = [group(2, 4, reward=1.0, policy_version=2)]
+    second = [group(3, reward=0.0, policy_version=2), group(3, reward=1.0, policy_version=5)]
+    times = {"max/time/sample_s": 1.0, "max/time/train_s": 1.0}
+    sums = merge(
+        rollout_sums(first) | lag_sums(first, 6) | times,
+        rollout_sums(second) | lag_sums(second, 6) | times,
+    )
+    assert step_metrics(TRAINED | sums)["rl/policy_lag"] == (3 * 4 + 1) / 4
+    without = {name: value for name, value in sums.items() if name != "lag"}
+    assert "rl/policy_lag" not in step_metrics(TRAINED | without)

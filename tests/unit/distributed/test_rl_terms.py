@@ -151,6 +151,18 @@ def test_kl_and_entropy_are_added_to_the_loss() -> None:
     assert sums["entropy"] == pytest.approx(20.0)
 
 
+def test_a_kl_that_is_only_measured_changes_nothing_else() -> None:
+    logprobs, reference = [-1.0, -1.0, -2.0, -2.0, -2.0, -2.0], [-1.1, -0.7, -2.0, -2.0, -1.5, -3.0]
+    loss, gradient, sums = loss_of(
+        settings(kl={"measure": True}), logprobs, reference_logprobs=reference
+    )
+    pulls = [p - r for p, r in zip(logprobs, reference, strict=True)]
+    assert sums["kl"] == pytest.approx(sum(math.exp(-p) - 1 + p for p in pulls), rel=1e-5)
+    bare, same, without = loss_of(settings(), logprobs)
+    assert (loss, gradient) == (bare, same)
+    assert "kl" not in without
+
+
 def test_a_kl_in_the_reward_changes_advantages() -> None:
     kl = {"coefficient": 0.5, "estimator": "k1", "placement": "reward"}
     reference = [-1.3, -1.1, -2.0, -2.0, -2.0, -2.0]

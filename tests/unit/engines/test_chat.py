@@ -142,6 +142,36 @@ def test_a_template_that_rewrites_turns_is_refused(folder: Path) -> None:
         chat.example([user("a"), assistant("b")])
 
 
+TURNS = (
+    "{% for m in messages %}{% set content = m['content'] %}{% if m['role'] == 'assistant' %}"
+    "BODY{% endif %}{{ '<|' + m['role'] + '|>' + content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+REASONED = assistant("<think>one\n\nand two </think>Three.")
+
+
+def test_a_template_that_drops_the_reasoning_is_refused(folder: Path) -> None:
+    """As DeepSeek's distilled models have it: unseen, the answer alone would train."""
+    chat = with_template(
+        folder, TURNS.replace("BODY", "{% set content = content.split('</think>')[-1] %}")
+    )
+    assert trained_text(chat, [user("a"), assistant("Three.")]) == "Three.<|end|>"
+    with pytest.raises(ValueError, match=r"leaves out or changes part of the answer \(turn 1\)"):
+        chat.example([user("a"), REASONED])
+
+
+def test_a_template_may_move_white_space_around_the_reasoning(folder: Path) -> None:
+    """As Qwen3's does."""
+    body = (
+        "{% if '</think>' in content %}{% set parts = content.split('</think>') %}"
+        "{% set content = '<think>\n' + parts[0].split('<think>')[-1].strip('\n')"
+        " + '\n</think>\n\n' + parts[-1].lstrip('\n') %}{% endif %}"
+    )
+    chat = with_template(folder, TURNS.replace("BODY", body))
+    kept = "<think>\none\n\nand two \n</think>\n\nThree.<|end|>"
+    assert trained_text(chat, [user("a"), REASONED]) == kept
+
+
 def test_a_template_that_refuses_a_chat_says_so(folder: Path) -> None:
     chat = with_template(folder, "{{ raise_exception('system turns are not supported') }}")
     with pytest.raises(ValueError, match="system turns are not supported"):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from pear_ray.config.lora import LoraConfig
 from pear_ray.engines.batches import Row, collate
-from pear_ray.engines.lora import adapt, merged, write_adapter
+from pear_ray.engines.lora import adapt, file_names, left_out, merged, write_adapter
 from pear_ray.engines.policy import Policy, load_policy
 from pear_ray.engines.target_modules import check_target_modules
 from pear_ray.engines.trainer import write_model
@@ -97,6 +97,35 @@ def test_the_merged_model_and_the_adapter_are_what_was_trained(
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
 
 
+def test_left_out_the_model_is_what_it_was(student: Path) -> None:
+    policy, base = moved(adapted(student, rank=4)), load_policy(student)
+    with_them = logprobs(policy)
+    with left_out(policy):
+        assert torch.equal(logprobs(policy), logprobs(base))
+        assert all(each.requires_grad for each in trained(policy).values())
+    assert not torch.equal(with_them, logprobs(base))
+    assert torch.equal(logprobs(policy), with_them)
+
+
+def test_left_out_also_where_what_is_inside_raises(student: Path) -> None:
+    policy = moved(adapted(student, rank=4))
+    with_them = logprobs(policy)
+    with pytest.raises(ValueError, match="inside"), left_out(policy):
+        raise ValueError("inside")
+    assert torch.equal(logprobs(policy), with_them)
+
+
+def test_weights_have_the_names_of_the_file(student: Path) -> None:
+    policy = adapted(student, rank=2, target_modules=["q_proj", "layers.1.mlp.up_proj"])
+    names = file_names(policy.causal_lm)
+    assert list(names) == [name for name, _ in load_policy(student).causal_lm.named_parameters()]
+    others = {name: own for name, own in names.items() if name != own}
+    assert others["model.layers.1.mlp.up_proj.weight"] == (
+        "model.layers.1.mlp.up_proj.base_layer.weight"
+    )
+    assert len(others) == policy.causal_lm.config.num_hidden_layers + 1
+
+
 def untied(student: Path, folder: Path) -> Path:
     """The student with a head of its own."""
     shutil.copytree(student, folder)
@@ -109,7 +138,7 @@ def untied(student: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("target", ["q_proj", "self_attn.q_proj", "model.layers.0.mlp.up_proj"])
 def test_the_end_of_a_layers_name_will_do(student: Path, target: str) -> None:
-    check_target_modules(student, [target])
+    check_target_modules(student, [target], key="sft.lora")
 
 
 @pytest.mark.parametrize(
@@ -124,19 +153,19 @@ def test_the_end_of_a_layers_name_will_do(student: Path, target: str) -> None:
 )
 def test_layers_that_are_not_there(student: Path, targets: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_target_modules(student, targets)
+        check_target_modules(student, targets, key="sft.lora")
     assert words in str(caught.value)
 
 
 def test_layers_are_known_without_weights(tmp_path: Path) -> None:
     """Of a model that would take 64 GB."""
     Qwen3Config(hidden_size=8192, num_hidden_layers=24).save_pretrained(tmp_path)
-    check_target_modules(tmp_path, ["q_proj"])
+    check_target_modules(tmp_path, ["q_proj"], key="sft.lora")
     with pytest.raises(ConfigError, match=f"there are {KINDS} "):
-        check_target_modules(tmp_path, ["wq"])
+        check_target_modules(tmp_path, ["wq"], key="sft.lora")
 
 
 def test_a_config_that_makes_no_model(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
     with pytest.raises(InputError, match="transformers cannot make a model of this config"):
-        check_target_modules(folder, ["q_proj"])
+        check_target_modules(folder, ["q_proj"], key="sft.lora")

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pear_ray.config.run import load_run
+from pear_ray.config.run import load_run, read_tree
+from pear_ray.config.study_plan import load_study
 
 ROOT = Path(__file__).parents[3]
-RUN_FILES = sorted((ROOT / "jobs" / "runs").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "jobs" / "runs").glob("*.yaml"))
+STUDY_FILES = [path for path in SHIPPED if "base" in read_tree(path)]
+RUN_FILES = [path for path in SHIPPED if path not in STUDY_FILES]
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
@@ -18,8 +21,16 @@ def test_shipped_run_loads_and_is_named_after_its_file(path: Path) -> None:
     assert load_run(path).name == path.stem
 
 
-def test_the_demo_is_shipped() -> None:
-    assert ROOT / "jobs" / "runs" / "demo.yaml" in RUN_FILES
+@pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
+def test_shipped_study_loads_with_every_arm_and_is_named_after_its_file(path: Path) -> None:
+    plan = load_study(path)
+    assert plan.study.name == path.stem
+    assert (path.parent / plan.study.base) in RUN_FILES
+
+
+def test_what_must_be_shipped_is() -> None:
+    assert {"demo", "paper_logic", "paper_math"} <= {path.stem for path in RUN_FILES}
+    assert {"paper_logic_study", "paper_math_study"} <= {path.stem for path in STUDY_FILES}
 
 
 def check_docs(page: Path) -> int:

@@ -152,3 +152,10 @@ def test_this_machine_is_measured() -> None:
     pace = pace_of_this_machine(1)
     assert 1e8 < pace.flops_per_s < 1e14
     assert 1e8 < pace.bytes_per_s < 1e13
+
+
+def test_only_the_checkpoints_that_are_evaluated_take_time(toy: ModelShape) -> None:
+    all_three = seconds(toy)["evaluate"]["prompts"]
+    two = seconds(toy, "evaluate.checkpoints=[sft, rl]")["evaluate"]["prompts"]
+    assert all_three == pytest.approx(200 * 8 * 3 * forward_flops(toy, 12) / 0.25e6)
+    assert two == pytest.approx(all_three * 2 / 3)

@@ -227,6 +227,21 @@ def test_adapters_are_all_that_trains() -> None:
     assert phases(run(lora))["rl"] == phases(run())["rl"]
 
 
+def test_adapters_of_rl_take_less_and_keep_no_reference() -> None:
+    lora, kl = "rl.lora={rank: 8, target_modules: [q_proj]}", "rl.kl.coefficient=0.1"
+    with_it, without = phases(run(lora, kl))["rl"], phases(run(kl))["rl"]
+    [moments] = [i for i in with_it.peak.items if i.name == "AdamW's moments"]
+    assert moments.num_bytes == 8 * 28 * 8 * (1024 + 2048) // 2
+    assert any("frozen copy" in note for note in without.notes)
+    assert not any("frozen copy" in note for note in with_it.notes)
+    [sync] = [each for each in with_it.moments if each.name == "weight sync"]
+    [merged] = [i for i in sync.items if i.name == "merged weights of a layer"]
+    assert merged.num_bytes == 4 * QWEN3.layer_parameters
+    [sync] = [each for each in without.moments if each.name == "weight sync"]
+    assert "merged weights of a layer" not in names(sync)
+    assert phases(run(lora))["sft"] == phases(run())["sft"]
+
+
 def test_fewer_workers_have_larger_shares_of_this_machine() -> None:
     found = mends("sft", run("sft.global_batch_size=64"), host=24 * GIB)
     assert found["cluster.num_trainers"] == 1

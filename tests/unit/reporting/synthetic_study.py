@@ -54,6 +54,7 @@ class Made:
     Attributes:
         failed: Arm and seed of runs that failed in RL.
         not_run: Arm and seed of runs that were never started.
+        logs: Whether there are curves: drawing them takes seconds.
     """
 
     seeds: Sequence[int] = tuple(range(8))
@@ -67,6 +68,7 @@ class Made:
     rates: Sequence[float] = ()
     chosen: Mapping[str, float] = field(default_factory=dict)
     suites: Sequence[str] = ("main", "shifted")
+    logs: bool = True
 
 
 def make_study(folder: Path, arms: Sequence[MadeArm] = ARMS, made: Made | None = None) -> Path:
@@ -137,6 +139,8 @@ def _tables(arms: Sequence[MadeArm], made: Made) -> StudyTables:
             error = "EngineError: the engine ran out of memory" if has_failed else ""
             runs.append(_run(cell, "failed" if has_failed else "done", error))
             scores += _scores(arm, cell, shift[seed], made, has_rl=not has_failed)
+            if not made.logs:
+                continue
             curves += _curves(arm, cell, shift[seed], last=11 if has_failed else RL_STEPS)
     return StudyTables(runs=runs, scores=scores, curves=curves)
 
@@ -162,7 +166,7 @@ def _score(cell: Mapping, suite: str, checkpoint: str, metric: str, value: float
 def _scores(
     arm: MadeArm, cell: Mapping, shift: float, made: Made, *, has_rl: bool
 ) -> list[StudyScore]:
-    noise = random.Random(f"{arm.name} {cell['seed']}")
+    noise = random.Random(f"{cell['seed']} of {arm.name}")
     levels = {"base": 0.1, "sft": arm.before, "rl": arm.after}
     if not arm.has_sft:
         levels["base"] = levels.pop("sft")
@@ -211,7 +215,7 @@ def _curves(arm: MadeArm, cell: Mapping, shift: float, *, last: int) -> list[Stu
     for step in range(1, last + 1):
         progress = 1.0 - math.exp(-step / 8)
         reward = arm.before + (arm.after - arm.before) * progress + shift + noise.gauss(0, 0.03)
-        log("rl", step, **{"reward/mean": reward, "entropy": 0.5, "kl": 0.02 * step})
+        log("rl", step, **{"reward/mean": reward, "entropy": 0.5, "kl_to_init": 0.02 * step})
         if step % 10 == 0:
             log("rl", step, **{"eval/pass_at_1": reward, "eval/pass_at_8": reward + 0.1})
     return found

@@ -278,7 +278,7 @@ def test_rl_is_compared_by_outcome_as_well_as_by_reward(arms):
                 "rl/degenerate_group_fraction": 0.5,
                 "rl/grad_norm": 0.0 if place and step > 10 else 1.0,
             }
-            log.log(values | ({"rl/kl": 0.0} if place else {}), step=step, num_steps=20)
+            log.log(values | ({"rl/kl_to_init": 0.0} if place else {}), step=step, num_steps=20)
     html = page(arms)
     assert cells(html, "dft")[-5:-3] == ["0.750", "0.500"]
     assert cells(html, "pear")[-5:-3] == ["1.75", "0.250"]

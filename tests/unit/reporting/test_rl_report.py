@@ -56,7 +56,7 @@ EVERYTHING = PLAIN | {
     "rl/reward/_format/mean": 0.75,
     "rl/errored_fraction": 0.01,
     "rl/entropy/exact": 0.4,
-    "rl/kl": 0.01,
+    "rl/kl_to_init": 0.01,
     "rl/clip_fraction/high": 0.02,
     "rl/ratio/max": 1.5,
     "rl/ratio/min": 0.5,

@@ -1,0 +1,43 @@
+"""The game's tokenizer: one token for each of its symbols, and nothing else is known."""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from pear_ray.embedded.automaton.game import OPERATIONS, OPERATIONS_OF, PLACES, RECITAL, STATES
+from pear_ray.embedded.automaton.teacher import ANSWER, ANSWER_ENDS, CIPHER
+from pear_ray.embedded.tokenizer import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER
+
+UNKNOWN = "<|unknown|>"
+SPECIALS = (PAD, END, USER, ASSISTANT, UNKNOWN)
+SYMBOLS = (*OPERATIONS_OF, *STATES, *OPERATIONS, *PLACES, *RECITAL, *CIPHER)
+
+
+def build_tokenizer() -> Tokenizer:
+    """Specials first, so that padding is id 0; then the answer's tags; then one id per letter."""
+    tokens = (*SPECIALS, ANSWER, ANSWER_ENDS, *SYMBOLS)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (ANSWER, ANSWER_ENDS)])
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, *, max_length: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": PAD,
+        "unk_token": UNKNOWN,
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": False,
+        "padding_side": "left",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)

@@ -1,0 +1,146 @@
+"""A study as a user runs it: killed, gone on with, an arm that fails, and DFT's reversal."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from pear_ray.artifacts.study_results import StudyTables, read_study_tables
+from pear_ray.config.run import load_run
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 900
+STUDY = f"""
+name: reversal
+base: {ROOT}/jobs/runs/suffix.yaml
+overrides:
+  rl.save_rollouts_every: 0
+  evaluate.suites: []
+  evaluate.checkpoints: [sft, rl]
+arms:
+  - {{name: sft, overrides: {{sft.weights: uniform}}}}
+  - {{name: dft, overrides: {{sft.weights: uniform, sft.objective: dft}}}}
+  - name: stops  # its weights are never all alike
+    overrides: {{sft.alarms: {{action: stop, min_ess_fraction: 1.0, patience: 1}}}}
+seeds: [1, 2, 3]
+primary: {{arm: sft, against: [dft]}}
+registered: true
+"""
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    log = (folder / f"driver-{time.monotonic():.0f}.log").open("w", encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, "-m", "pear_ray", "study", "reversal.yaml"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def log_of(folder: Path) -> str:
+    return max(folder.glob("driver-*.log")).read_text(encoding="utf-8")
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]", folder: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not path.exists():
+        assert process.poll() is None, log_of(folder)[-4000:]
+        assert time.monotonic() < deadline, log_of(folder)[-4000:]
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study that was killed in its first RL and gone on with."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "reversal.yaml").write_text(STUDY, encoding="utf-8")
+    process = start(folder)
+    study_dir = folder / "outputs" / "reversal"
+    wait_for(study_dir / "runs" / "sft-seed1" / "evaluate" / "manifest.json", process, folder)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = start(folder)
+    assert again.wait(timeout=TIMEOUT_S) == 0, log_of(folder)[-4000:]
+    return folder
+
+
+def tables(folder: Path) -> StudyTables:
+    return read_study_tables(folder / "outputs" / "reversal" / "results")
+
+
+def scores(folder: Path, arm: str, checkpoint: str) -> list[float]:
+    """pass@1 by seed."""
+    found = {
+        each.seed: each.value
+        for each in tables(folder).scores
+        if (each.arm, each.checkpoint, each.metric) == (arm, checkpoint, "pass_at_1")
+    }
+    return [found[seed] for seed in (1, 2, 3)]
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_a_killed_study_goes_on_and_repeats_nothing_that_was_done(finished: Path) -> None:
+    study_dir = finished / "outputs" / "reversal"
+    assert "runs are done already" in log_of(finished)
+    attempts = {run.arm: run.attempts for run in tables(finished).runs if run.seed == 1}
+    assert attempts["sft"] <= 1  # 0: it was killed between its last stage and its record
+    logs = study_dir / "runs" / "sft-seed1" / "logs"
+    assert len(list(logs.iterdir())) == 1
+    registered = json.loads((study_dir / "registration.json").read_text(encoding="utf-8"))
+    assert registered["time"] < registered["first_rl_time"]
+    facts = json.loads((study_dir / "study.json").read_text(encoding="utf-8"))
+    assert (facts["state"], facts["changed_since_registration"]) == ("done", [])
+
+
+def test_an_arm_that_fails_is_named_and_the_others_go_on(finished: Path) -> None:
+    ends = {(run.arm, run.seed): run for run in tables(finished).runs}
+    assert {seed for arm, seed in ends if arm == "sft"} == {1, 2, 3}
+    assert all(run.status == "done" for (arm, _), run in ends.items() if arm in ("sft", "dft"))
+    stopped = [run for (arm, _), run in ends.items() if arm == "stops"]
+    assert [run.status for run in stopped] == ["failed"] * 3
+    assert all("sft.alarms.action=stop" in run.detail for run in stopped)
+
+
+def test_a_packed_run_is_the_run_to_the_bit(finished: Path, tmp_path: Path) -> None:
+    """The second run of a worker, on an engine that has held other weights."""
+    packed = finished / "outputs" / "reversal" / "runs" / "sft-seed3"
+    config = load_run(packed / "config.yaml", [f"output_dir={tmp_path}"])
+    alone = tmp_path / "alone.yaml"
+    alone.write_text((packed / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pear_ray", "run", str(alone), f"output_dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for stage in ("sft", "rl"):
+        expected = load_file(packed / stage / "model" / "model.safetensors")
+        found = load_file(tmp_path / config.name / stage / "model" / "model.safetensors")
+        assert expected.keys() == found.keys()
+        assert all((expected[name] == found[name]).all() for name in expected)
+
+
+def test_dft_is_ahead_before_rl_and_behind_after_it(finished: Path) -> None:
+    before = [statistics.fmean(scores(finished, arm, "sft")) for arm in ("dft", "sft")]
+    after = [statistics.fmean(scores(finished, arm, "rl")) for arm in ("dft", "sft")]
+    assert before[0] > before[1] + 0.02
+    assert after[0] < after[1] - 0.05
+
+
+def test_the_report_says_how_few_seeds_there_were(finished: Path) -> None:
+    report = finished / "outputs" / "reversal" / "report.html"
+    assert report.exists()
+    assert "seeds" in (finished / "outputs" / "reversal" / "summary.md").read_text(encoding="utf-8")

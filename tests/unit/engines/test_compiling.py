@@ -1,0 +1,120 @@
+"""A compiled policy gives the log-probs and gradients of the same policy op by op."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from pear_ray.config.lora import LoraConfig
+from pear_ray.engines.batches import Row, TokenBatch, collate
+from pear_ray.engines.compiling import check_compiler, compile_layers
+from pear_ray.engines.lora import adapt
+from pear_ray.engines.policy import Policy, checkpoint_activations, load_policy
+from pear_ray.errors import EngineError
+
+COMPILES = shutil.which(os.environ.get("CXX", "g++")) is not None
+# Rows of various numbers and lengths: one alone, all alike, some to pad, none at all.
+FIRST = [[17, 17, 5, 40, 3, 12], [30]]
+OTHERS = [[9, 80, 22, 22], [50, 50], [], [7, 8, 9, 10, 11]]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def batch_of(lengths: list[int], *, shares: bool = False) -> TokenBatch:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    prompt = [5, 60, 70]
+    rows = [
+        Row(
+            prompt + torch.randint(5, 250, (length,), generator=generator).tolist(),
+            [False] * len(prompt) + [True] * length,
+            {},
+        )
+        for length in lengths
+    ]
+    return collate(rows, pad_id=256, names=(), device=torch.device("cpu"), shares_prompts=shares)
+
+
+def passes(policy: Policy, batch: TokenBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    policy.zero_grad()
+    logprobs = policy(batch, temperature=1.0)
+    logprobs.square().sum().backward()
+    named = policy.named_parameters()
+    return logprobs.detach(), {
+        name: each.grad.clone() for name, each in named if each.requires_grad
+    }
+
+
+def compare(ours: Policy, plain: Policy, batch: TokenBatch) -> None:
+    (found, gradients), (wanted, expected) = passes(ours, batch), passes(plain, batch)
+    torch.testing.assert_close(found, wanted, rtol=2e-6, atol=2e-6)
+    assert gradients.keys() == expected.keys()  # the names of an uncompiled policy
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_rows_of_changing_lengths_share_their_graphs(student: Path, recomputes: bool) -> None:  # noqa: FBT001
+    ours, plain = load_policy(student), load_policy(student)
+    if recomputes:
+        checkpoint_activations(ours)
+    compile_layers(ours, device="cpu", backend="aot_eager")
+    for lengths in FIRST:
+        compare(ours, plain, batch_of(lengths))
+    num_graphs = counters["stats"]["unique_graphs"]
+    # Before and after attention, which is not compiled on CPU, of all layers together; one of them
+    # again where one group is all rows; two of the head.
+    assert num_graphs <= 9
+    for lengths in OTHERS:
+        compare(ours, plain, batch_of(lengths))
+    assert counters["stats"]["unique_graphs"] == num_graphs
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_shared_prompts(student: Path) -> None:
+    """As RL takes its groups: another graph for the rows' tokens, no other numbers."""
+    ours, plain = load_policy(student), load_policy(student)
+    compile_layers(ours, device="cpu", backend="aot_eager")
+    for lengths in ([3, 5, 4], [9, 2, 7, 7]):
+        compare(ours, plain, batch_of(lengths, shares=True))
+
+
+def test_adapters(student: Path) -> None:
+    ours, plain = load_policy(student), load_policy(student)
+    for policy in (ours, plain):
+        adapt(policy, LoraConfig(rank=2), base=student, seed=1)
+    compile_layers(ours, device="cpu", backend="aot_eager")
+    for lengths in FIRST:
+        compare(ours, plain, batch_of(lengths))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILES, reason="needs a C++ compiler")
+def test_generated_code(student: Path) -> None:
+    ours, plain = load_policy(student), load_policy(student)
+    compile_layers(ours, device="cpu")
+    for lengths in FIRST + OTHERS:
+        compare(ours, plain, batch_of(lengths))
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", "CXX"), ("cuda", "CC")])
+def test_a_machine_without_a_compiler_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, name: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(name, raising=False)
+    with pytest.raises(EngineError, match=f"or name one in {name}.*compile=false"):
+        check_compiler(device)
+    compiler = tmp_path / "my-compiler"
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv(name, "my-compiler")
+    check_compiler(device)
