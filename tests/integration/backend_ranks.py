@@ -1,5 +1,6 @@
 """What each of two ranks does in test_backends.py: the same two steps on every backend."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -13,8 +14,10 @@ from pear_ray.config.lora import LoraConfig
 from pear_ray.config.sections import OptimizerConfig
 from pear_ray.config.sft import SftConfig
 from pear_ray.embedded.paths import embedded_path
+from pear_ray.engines import backends
 from pear_ray.engines.backends import make_trainer
 from pear_ray.engines.batches import Row, TokenBatch, collate
+from pear_ray.engines.compiling import compile_layers
 from pear_ray.engines.trainer import Trainer
 from pear_ray.errors import TrainingError
 
@@ -38,8 +41,10 @@ BACKENDS: dict[str, BackendConfig] = {
     "fsdp-recomputing": FsdpBackend(),
     "fsdp-hybrid": FsdpBackend(shard_over=1),
     "fsdp-average": FsdpBackend(),
+    "fsdp-compiled-recomputing-average": FsdpBackend(),
     "ddp": DdpBackend(),
     "ddp-average": DdpBackend(),
+    "ddp-compiled": DdpBackend(),
     "zero-1": DeepSpeedBackend(zero_stage=1),
     "zero-2": DeepSpeedBackend(zero_stage=2),
     "zero-2-offload": DeepSpeedBackend(zero_stage=2, offload="optimizer"),
@@ -70,6 +75,8 @@ def run_rank(rank: int, folder: Path, port: int) -> None:
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    # The same graphs without the minutes in which their code is generated.
+    backends.compile_layers = functools.partial(compile_layers, backend="aot_eager")
     found = {name: _steps(name, folder / name, rank) for name in BACKENDS}
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
@@ -113,8 +120,9 @@ def make(name: str) -> Trainer:
         SftConfig(
             optimizer=OPTIMIZER,
             backend=BACKENDS[name],
-            activation_checkpointing=name.endswith("recomputing"),
+            activation_checkpointing="recomputing" in name,
             ema_decay=EMA_DECAY if name.endswith("average") else None,
+            compile="compiled" in name,
             lora=LORA if "lora" in name else None,
         ),
         num_steps=2,

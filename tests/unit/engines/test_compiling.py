@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pear_ray.config.lora import LoraConfig
+from pear_ray.engines import packed_attention
 from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.engines.compiling import check_compiler, compile_layers
 from pear_ray.engines.lora import adapt
@@ -62,7 +64,7 @@ def compare(ours: Policy, plain: Policy, batch: TokenBatch) -> None:
         assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
 
 
-@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("recomputes", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rows_of_changing_lengths_share_their_graphs(student: Path, recomputes: bool) -> None:  # noqa: FBT001
     ours, plain = load_policy(student), load_policy(student)
     if recomputes:
@@ -80,6 +82,7 @@ def test_rows_of_changing_lengths_share_their_graphs(student: Path, recomputes: 
     assert ours.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_shared_prompts(student: Path) -> None:
     """As RL takes its groups: another graph for the rows' tokens, no other numbers."""
     ours, plain = load_policy(student), load_policy(student)
@@ -88,6 +91,7 @@ def test_shared_prompts(student: Path) -> None:
         compare(ours, plain, batch_of(lengths, shares=True))
 
 
+@pytest.mark.slow
 def test_adapters(student: Path) -> None:
     ours, plain = load_policy(student), load_policy(student)
     for policy in (ours, plain):
@@ -95,6 +99,26 @@ def test_adapters(student: Path) -> None:
     compile_layers(ours, device="cpu", backend="aot_eager")
     for lengths in FIRST:
         compare(ours, plain, batch_of(lengths))
+
+
+def test_a_layer_is_one_graph_where_attention_has_a_kernel_for_rows(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's flash attention breaks no graph, and no length compiles again: on tensors without
+    data, whose kernels a machine without a GPU has too."""
+    meta = torch.device("meta")
+    with meta:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student)).bfloat16()
+    model.set_attn_implementation(packed_attention.NAME)
+    monkeypatch.setattr(packed_attention, "_grouped", packed_attention._varlen)
+    compile_layers(Policy(model), device="cpu", backend="aot_eager")
+    for lengths in ([64], [40, 9, 7], [5, 5], [30, 1, 4, 5]):
+        ids = torch.zeros(1, sum(lengths), dtype=torch.long, device=meta)
+        packing = packed_attention.make_packing(lengths, device=meta)
+        decoder = model.get_decoder()
+        found = decoder(input_ids=ids, position_ids=ids, use_cache=False, packing=packing)
+        found.last_hidden_state.sum().backward()
+        assert (counters["stats"]["unique_graphs"], counters["graph_break"]) == (1, {})
 
 
 @pytest.mark.slow
