@@ -23,15 +23,21 @@ class AheadMaker:
     """Makes the rollouts of one step after the other, each sampled before the step before trains.
 
     Trainer and engine share a device and cannot work at once; verifiers have processes of their
-    own, and do. In the place of a `BatchMaker`; all its methods are collectives.
+    own, and do. In the place of a `BatchMaker`; all its methods but `close` are collectives.
     """
 
     def __init__(self, maker: RolloutMaker, *, enter: Callable[[str], None]) -> None:
         self._maker, self._enter = maker, enter
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        # One thread for good: a verifier process that it replaces dies with the thread.
-        threading.Thread(target=self._verify, name="rewards", daemon=True).start()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # One thread for all: a verifier process that it replaces dies with the thread.
+        threading.Thread(target=_work_off, args=(self._calls,), name="rewards", daemon=True).start()
         self._upcoming: tuple[int, Future[Groups]] | None = None
+
+    def close(self) -> None:
+        """End the thread. A pool that is still verifying for it is closed, and of no more use."""
+        if self._upcoming is not None and not self._upcoming[1].done():
+            self._maker.pool.close()
+        self._calls.put(None)
 
     def make(self, step: int, *, policy_version: int, laps: Laps) -> StepBatch:
         """The step's groups, with their rewards; the next step's are being verified from here on.
@@ -86,9 +92,12 @@ class AheadMaker:
             except BaseException as error:  # noqa: BLE001 - raised again where they are wanted
                 rewarded.set_exception(error)
 
-        self._work.put(reward)
+        self._calls.put(reward)
         return step, rewarded
 
-    def _verify(self) -> None:
-        while True:
-            self._work.get()()
+
+def _work_off(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    """Call one after the other, until there is None."""
+    while (call := calls.get()) is not None:
+        call()
+        del call  # what it holds on to is not this thread's to keep

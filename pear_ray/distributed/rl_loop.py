@@ -33,6 +33,7 @@ def rl_loop(job: dict[str, Any]) -> None:
         worker.run()
     finally:
         worker.watchdog.close()
+        worker.batches.close()
         close_rewards(worker.pool)
         if worker.evaluation:
             worker.evaluation.close()

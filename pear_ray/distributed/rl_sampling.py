@@ -71,7 +71,7 @@ def choose_places(worths: Mapping[int, Worth], *, wanted: int) -> list[int]:
 
 
 class BatchMaker:
-    """Makes the rollouts of one step after the other; all its methods but `save` are collectives.
+    """Makes the rollouts of one step after the other; `make` is a collective.
 
     Places in the endless order of problems are used once each, whether or not their groups train.
 
@@ -109,6 +109,9 @@ class BatchMaker:
         self._sample_round(step, places, mine, policy_version=policy_version, laps=laps)
         groups = list(mine.values())
         return StepBatch(groups, groups)
+
+    def close(self) -> None:
+        """Nothing is under way between two steps."""
 
     def save(self, folder: Path) -> None:
         """Write the place to go on from (rank 0)."""

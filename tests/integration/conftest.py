@@ -98,7 +98,7 @@ def start_grpo(
     """What starts real GRPO workers that borrow the shared engine rather than start their own."""
     from pear_ray.distributed import rl_loop
 
-    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: engine)
+    monkeypatch.setattr(rl_loop, "open_engine", lambda spec: engine)
     workers = []
 
     def start(**rl: Any) -> Any:
@@ -111,6 +111,7 @@ def start_grpo(
 
     yield start
     for worker in workers:
+        worker.batches.close()
         worker.pool.close()
 
 

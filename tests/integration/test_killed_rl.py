@@ -114,12 +114,13 @@ def test_a_killed_rank_of_two_changes_no_bit(local_ray: None, tmp_path: Path, ah
     settings = {"num_trainers": 2, "num_steps": 4, "rollouts_ahead": ahead}
     train({}, undisturbed, max_failures=0, **settings)
     train(FAULTS_OF_TWO, struck, max_failures=len(FAULTS_OF_TWO), ranks=RANKS, **settings)
-    check_recovered(FAULTS_OF_TWO, struck)
+    # Two engines start on the two cores that one has in the other tests.
+    check_recovered(FAULTS_OF_TWO, struck, within_s=120.0)
     check_same(undisturbed, struck, num_steps=4)
 
 
-def check_recovered(faults: dict[str, int], struck: Path) -> None:
-    """Every fault struck, and a step was logged within a minute."""
+def check_recovered(faults: dict[str, int], struck: Path, *, within_s: float = 60.0) -> None:
+    """Every fault struck, and a step was logged soon after it."""
     records = read_metrics(struck / "metrics.jsonl")
     logged = [each for each in records if isinstance(each, MetricRecord)]
     recovered = {}
@@ -130,7 +131,7 @@ def check_recovered(faults: dict[str, int], struck: Path) -> None:
         done = (struck / "rl" / "model" / "config.json").stat().st_mtime
         recovered[fault] = min(later, default=done) - at
     print({fault: round(seconds, 1) for fault, seconds in recovered.items()})
-    assert max(recovered.values()) < 60
+    assert max(recovered.values()) < within_s
 
 
 def check_same(undisturbed: Path, struck: Path, *, num_steps: int) -> None:

@@ -1,5 +1,6 @@
 """Rollouts a step ahead, with a real engine: whose they are, what runs meanwhile, exact resume."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,22 @@ def test_what_is_ahead_is_in_the_checkpoint(start_grpo: Any, verifier: Any, tmp_
         each.publish_weights()
         each.step(2)
     assert tokens_of(worker, 3) == tokens_of(again, 3)
+
+
+def test_a_pool_that_is_left_busy_is_of_no_more_use(start_grpo: Any, verifier: Any) -> None:
+    """Answers to what nobody waits for would be taken for those of the next run in this process."""
+    source = "import time\ndef verify(problem, text):\n    time.sleep(0.5)\n    return True\n"
+    worker = start_grpo(rewards=verifier(source), **SMALL)
+    worker.step(0)  # step 2's are under way
+    assert worker.pool.is_open
+    worker.batches.close()
+    assert not worker.pool.is_open
+    names = [thread.name for thread in threading.enumerate()]
+    deadline = time.monotonic() + 20
+    while "rewards" in names and time.monotonic() < deadline:
+        time.sleep(0.1)
+        names = [thread.name for thread in threading.enumerate()]
+    assert "rewards" not in names
 
 
 def test_nothing_is_sampled_beyond_the_last_step(start_grpo: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pear_ray.distributed.train_group import export
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines import lora, weights
 from pear_ray.engines.policy import load_policy
+from pear_ray.engines.vllm import held
 from pear_ray.errors import WeightSyncError
 
 LORA = {"rank": 4, "alpha": 8.0}
@@ -41,7 +42,7 @@ def adapter_engine(process_group: None) -> Any:
 @pytest.fixture
 def start_beside(start_grpo: Any, adapter_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """As `start_grpo`, with that engine."""
-    monkeypatch.setattr(rl_loop, "VllmEngine", lambda spec, takes_weights: adapter_engine)
+    monkeypatch.setattr(rl_loop, "open_engine", lambda spec: adapter_engine)
 
     def start(**rl: Any) -> Any:
         return start_grpo(lora=LORA | {"sync": "adapter"}, **rl)
@@ -178,6 +179,25 @@ def test_an_adapter_that_stays_behind_fails_the_same_step(
     worker.publish_weights()
     with pytest.raises(WeightSyncError, match=f"step 2, rank 0: .* another {name}"):
         worker.step(1)
+
+
+def test_an_engine_for_adapters_takes_whole_weights_too(adapter_engine: Any) -> None:
+    """Of a model without adapters, as when a process takes up an engine for its next run."""
+    policy = load_policy(embedded_path("student"))
+    with torch.no_grad():
+        for each in policy.parameters():
+            each.mul_(1.01)
+    batch = weights.canary_batch(policy.causal_lm.config.vocab_size, device=torch.device("cpu"))
+    sender = adapter_engine.weight_sender(policy)
+    assert sender.publish_weights() == []
+    gap = weights.canary_gap(adapter_engine, weights.canary_logprobs(policy, batch), batch)
+    assert gap < 1e-5
+    names = [name for name, _ in policy.causal_lm.named_parameters()]
+    sent = sender._sender.sent
+    (unseen,) = adapter_engine.llm.apply_model(lambda model: held.unseen(model, names, sent))
+    assert unseen == []
+    again = adapter_engine.weight_sender(load_policy(embedded_path("student")))
+    assert again.publish_weights() == []  # the base that the other tests' adapters are on
 
 
 def test_a_resumed_run_puts_the_adapter_in_again(start_beside: Any, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_rollouts_alone_are_those_of_the_run_and_go_on_where_they_stopped(
 ) -> None:
     from pear_ray.distributed import rl_rollouts_loop
 
-    monkeypatch.setattr(rl_rollouts_loop, "VllmEngine", lambda spec, takes_weights: engine)
+    monkeypatch.setattr(rl_rollouts_loop, "open_engine", lambda spec: engine)
     worker = start_grpo(num_steps=3)  # gives the engine the student's weights
     told = asdict_shallow(job(worker_config(tmp_path, num_steps=3), tmp_path, "rl_rollouts"))
     rl_rollouts_loop.rollouts_loop(told)

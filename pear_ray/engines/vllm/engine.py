@@ -165,10 +165,11 @@ class VllmEngine:
     def weight_sender(self, policy: Policy) -> "weights.WeightSender | AdapterSender":
         """The channel from `policy` (plain or FSDP2-sharded) into this engine.
 
-        One that takes adapters was started on their base, and answers with them from here on: it is
-        asked for nothing before the first sync.
+        An engine that takes adapters was started on their base, and answers with them from here on:
+        it is asked for nothing before the first sync.
         """
-        if not self.spec.max_lora_rank:
+        self._adapter = None
+        if not self.spec.max_lora_rank or policy.frozen_base is None:
             return weights.WeightSender(self.llm, policy)
         # peft is an extra that an install need not have, and seconds to import.
         from pear_ray.engines.vllm.adapters import ADAPTER, AdapterSender  # noqa: PLC0415

@@ -129,9 +129,10 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, slice, str] | None:
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     try:
-        return model.get_submodule(path)
+        found = model.get_submodule(path)
     except AttributeError:
         return None
+    return getattr(found, "base_layer", found)  # in an engine that takes adapters they are wrapped
 
 
 def _is_embedding(layer: nn.Module) -> bool:

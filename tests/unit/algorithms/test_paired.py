@@ -103,7 +103,7 @@ def test_three_problems_never_suffice() -> None:
     assert not found.is_told_apart
 
 
-SCORES = st.lists(st.integers(-6, 6).map(lambda n: n / 10), min_size=1, max_size=11)
+SCORES = st.lists(st.integers(-6, 6).map(lambda n: n / 10), min_size=1, max_size=8)
 
 
 @given(SCORES)
