@@ -25,7 +25,7 @@ def make_trainer(
 
     Args:
         folder: The model.
-        config: Its optimizer, backend, adapters, average and activation checkpointing are read.
+        config: Its fields of the optimizer, and of how and on what the model trains.
         num_steps: Of the learning rate's schedule.
         device: `cpu` or `cuda`.
         dtype: `float32` or `bfloat16`.
@@ -33,8 +33,7 @@ def make_trainer(
 
     Raises:
         InputError: transformers cannot load the folder.
-        EngineError: The model does something to its logits that log-probs would miss, or
-            there is no compiler for what is to be compiled.
+        EngineError: The model's log-probs cannot be had from hidden states; no compiler is there.
     """
     policy = _prepared(load_policy(folder), config, base=folder, device=device, seed=seed)
     backend, optimizer, ema_decay = config.backend, config.optimizer, config.ema_decay
