@@ -11,7 +11,11 @@ import ray
 
 from pear_ray.distributed.failures import causes, one_line
 from pear_ray.distributed.in_process import become_host
-from pear_ray.errors import PearRayError
+from pear_ray.errors import PearRayError, StopRequested
+from pear_ray.stopping import gracefully, stop_asked
+
+
+POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,9 @@ class CallPool:
 
         A call that raises is not made again. One whose worker died is, at most `max_retries` times,
         in a new one.
+
+        Raises:
+            StopRequested: SIGTERM came while calls were running; they end with the pool.
         """
         fresh = ((call, 1) for call in calls)
         again: deque[tuple[Call, int]] = deque()
@@ -116,7 +123,7 @@ class CallPool:
                 running[worker.call.remote(call)] = (worker, call, attempt)
             if not running:
                 return
-            (done,), _ = ray.wait(list(running), num_returns=1)
+            done = _first(list(running))
             worker, call, attempt = running.pop(done)
             try:
                 value, error = ray.get(done), ""
@@ -138,6 +145,21 @@ class CallPool:
         worker = make.remote(self._host_of)
         self._all.append(worker)
         return worker
+
+
+def _first(running: list[Any]) -> Any:
+    """The first of the calls to end.
+
+    Raises:
+        StopRequested: SIGTERM came. Ray waits in C, where an exception of a handler would be lost
+            or, with a timeout, become a SystemError.
+    """
+    with gracefully(lambda: None):
+        while not stop_asked():
+            ended, _ = ray.wait(running, num_returns=1, timeout=POLL_S)
+            if ended:
+                return ended[0]
+    raise StopRequested("stopped by SIGTERM; run the same command again to go on")
 
 
 def _said(raised: Exception) -> str:
