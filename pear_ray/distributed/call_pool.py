@@ -14,7 +14,6 @@ from pear_ray.distributed.in_process import become_host
 from pear_ray.errors import PearRayError, StopRequested
 from pear_ray.stopping import gracefully, stop_asked
 
-
 POLL_S = 1.0
 
 

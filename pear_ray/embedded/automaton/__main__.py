@@ -40,6 +40,12 @@ def main() -> None:
         default=default.logprobs,
         help="the teacher's own, or those of one that does not know the key",
     )
+    parser.add_argument(
+        "--changed",
+        type=int,
+        default=default.changed,
+        help="operations of game A that do something else than the student has learnt",
+    )
     given = parser.parse_args()
     try:
         teacher = Teacher(plain_share=given.share, distance=given.teacher_distance, slip=given.slip)
@@ -48,6 +54,7 @@ def main() -> None:
             length=given.length,
             rows=given.rows,
             logprobs=given.logprobs,
+            changed=given.changed,
             seed=given.seed,
         )
         write_data(given.output, settings)

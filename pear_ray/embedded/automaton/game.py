@@ -31,11 +31,8 @@ def _permutation(operation: str) -> str:
 
 
 PERMUTATIONS = {operation: _permutation(operation) for operation in OPERATIONS}
-
-
-def apply(operation: str, state: str) -> str:
-    """The state after `operation`."""
-    return PERMUTATIONS[operation][STATES.index(state)]
+CHANGED = {operation: _permutation(f"{operation}'") for operation in OPERATIONS}
+"""What an operation does in a regime in which the student has learnt something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +44,14 @@ class Program:
         start: The state it begins in.
         operations: `NUM_STEPS` of them.
         num_recited: Letters that each plain step recites.
+        changed: Operations that do something else than the shipped student has learnt.
     """
 
     game: Game
     start: str
     operations: str
     num_recited: int
+    changed: str = ""
 
     @property
     def prompt(self) -> str:
@@ -73,14 +72,14 @@ class Program:
     @property
     def answer(self) -> str:
         """The state that it ends in."""
-        return run(self.operations, self.start)
+        return self.run(self.operations, self.start)
 
-
-def run(operations: str, state: str) -> str:
-    """The state after all `operations`."""
-    for operation in operations:
-        state = apply(operation, state)
-    return state
+    def run(self, operations: str, state: str) -> str:
+        """The state after all `operations`."""
+        for operation in operations:
+            table = CHANGED if operation in self.changed else PERMUTATIONS
+            state = table[operation][STATES.index(state)]
+        return state
 
 
 def completion_tokens(num_recited: int) -> int:
@@ -103,7 +102,13 @@ def recited_for(length: int) -> int:
 
 
 def draw_programs(
-    rng: Random, game: Game, *, count: int, num_recited: int, exclude: Collection[str] = ()
+    rng: Random,
+    game: Game,
+    *,
+    count: int,
+    num_recited: int,
+    changed: str = "",
+    exclude: Collection[str] = (),
 ) -> list[Program]:
     """Distinct random programs, none of whose prompts are in `exclude`."""
     known, programs = set(exclude), list[Program]()
@@ -113,6 +118,7 @@ def draw_programs(
             start=draw(rng, STATES),
             operations="".join(draw(rng, OPERATIONS_OF[game]) for _ in range(NUM_STEPS)),
             num_recited=num_recited,
+            changed=changed,
         )
         if program.prompt not in known:
             known.add(program.prompt)

@@ -9,7 +9,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pear_ray.embedded.automaton.game import Game, Program, draw_programs, recited_for
+from pear_ray.embedded.automaton.game import (
+    OPERATIONS_OF,
+    Game,
+    Program,
+    draw_programs,
+    recited_for,
+)
 from pear_ray.embedded.automaton.teacher import Solution, Teacher, score, solve, source_of
 
 CORPUS_FILE, SETTINGS_FILE = "corpus.parquet", "settings.json"
@@ -39,6 +45,8 @@ class Settings:
         rows: Rows of the corpus.
         logprobs: Whose log-probs the corpus holds: the teacher's own, or those of a proxy that
             writes as the teacher does but knows no key (its letters are any of the 16).
+        changed: How many of game A's operations do something else than the shipped student has
+            learnt: what the corpus has to teach it, and RL cannot easily find out.
         seed: Decides programs and what the teacher writes.
     """
 
@@ -46,12 +54,17 @@ class Settings:
     length: int = 67
     rows: int = 512
     logprobs: Literal["teacher", "proxy"] = "teacher"
+    changed: int = 0
     seed: int = 1
 
     def __post_init__(self) -> None:
         """See that there is something to write."""
         if self.rows < 1:
             raise ValueError(f"rows={self.rows}: a corpus has at least one row")
+        if not 0 <= self.changed <= len(OPERATIONS_OF["A"]):
+            raise ValueError(
+                f"changed={self.changed}: game A has {len(OPERATIONS_OF['A'])} operations"
+            )
 
 
 def write_data(folder: Path, settings: Settings) -> None:
@@ -60,22 +73,26 @@ def write_data(folder: Path, settings: Settings) -> None:
     Raises:
         ValueError: No completion has that length.
     """
-    num_recited = recited_for(settings.length)
+    form = {
+        "num_recited": recited_for(settings.length),
+        "changed": OPERATIONS_OF["A"][: settings.changed],
+    }
     folder.mkdir(parents=True, exist_ok=True)
     used = set[str]()
     for name, (game, count) in PROBLEM_SETS.items():
         rng = Random(f"{settings.seed}/{name}")  # a string, so that it is hashed: no two sets alike
-        programs = draw_programs(rng, game, count=count, num_recited=num_recited, exclude=used)
+        programs = draw_programs(rng, game, count=count, exclude=used, **form)
         used.update(program.prompt for program in programs)
         lines = [json.dumps(row) + "\n" for row in _problems(name, programs)]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     rng = Random(f"{settings.seed}/corpus")
-    programs = draw_programs(rng, "A", count=settings.rows, num_recited=num_recited, exclude=used)
+    programs = draw_programs(rng, "A", count=settings.rows, exclude=used, **form)
     rows = [_row(number, program, settings, rng) for number, program in enumerate(programs)]
     pq.write_table(
         pa.Table.from_pylist(rows, schema=_CORPUS), folder / CORPUS_FILE, compression="zstd"
     )
-    text = json.dumps(asdict(settings), indent=2) + "\n"
+    written = {key: value for key, value in asdict(settings).items() if key != "changed" or value}
+    text = json.dumps(written, indent=2) + "\n"
     (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
 

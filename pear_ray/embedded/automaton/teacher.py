@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from pear_ray.embedded.automaton.game import NUM_STEPS, PLACES, STATES, Program, run
+from pear_ray.embedded.automaton.game import NUM_STEPS, PLACES, STATES, Program
 
 CIPHER = "".join(chr(0x3B1 + index) for index in range(16))  # Greek letters from alpha on
 ANSWER, ANSWER_ENDS, END = "<answer>", "</answer>", "<|end|>"
@@ -112,7 +112,7 @@ def _plain(program: Program, written: Sequence[str], teacher: Teacher) -> Distri
     step, offset = divmod(len(written), program.step_width)
     state, operation = _reached(program, written, step), program.operations[step]
     if offset == RESULT:
-        return _state(run(operation, state), teacher)
+        return _state(program.run(operation, state), teacher)
     return {(PLACES[step] + operation + state + " " + program.recital)[offset]: 1.0}
 
 
@@ -127,7 +127,7 @@ def _closing(
     if offset == 1:
         if written[SHARED_STEPS * program.step_width] in CIPHER:  # worked out where nobody sees it
             reached = _reached(program, written, SHARED_STEPS)
-            return _state(run(program.operations[SHARED_STEPS:], reached), teacher)
+            return _state(program.run(program.operations[SHARED_STEPS:], reached), teacher)
         return _state(_reached(program, written, NUM_STEPS), teacher)
     return {(ANSWER, "", ANSWER_ENDS, END)[offset]: 1.0}
 
