@@ -208,6 +208,11 @@ class RunConfig(Section):
             raise ValueError(
                 "sft.ema_decay is not there with sft.backend.kind=deepspeed; use fsdp or ddp"
             )
+        if sft.compile and sft.backend.kind == "deepspeed":
+            raise ValueError(
+                "sft.compile=true is for sft.backend.kind=fsdp and ddp: the hooks that DeepSpeed "
+                "puts inside layers would be compiled with them; set it to false, or use another"
+            )
         return self
 
     @model_validator(mode="after")

@@ -62,7 +62,11 @@ class ClusterConfig(Section):
     """Start vLLM engines without compiling the model and without CUDA graphs (CUDA only): a minute
     sooner, and slower at every token after that."""
     kv_cache_gib: Annotated[int, Field(gt=0)] = 1
-    """KV cache of a vLLM engine on CPU, in GiB."""
+    """KV cache of a vLLM engine on CPU, or with `shares_gpu`, in GiB."""
+    shares_gpu: bool = False
+    """Whether other runs use the same GPU. An engine then takes `kv_cache_gib` of cache instead of
+    `gpu_memory_fraction`, and does not sleep: vLLM can neither measure free memory nor what it gave
+    back while others come and go. `pear study` sets it where `gpus_per_run` is below 1."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a worker group is restarted from its last checkpoint before the run fails."""
     stall_timeout_s: Annotated[float, Field(gt=0)] | None = 600.0

@@ -161,15 +161,6 @@ class SftConfig(Section):
     checkpoint_every: Annotated[int, Field(gt=0)] = 20
     """Optimizer steps between checkpoints."""
 
-    @model_validator(mode="after")
-    def _compiles(self) -> "SftConfig":
-        if self.compile and self.backend.kind == "deepspeed":
-            raise ValueError(
-                "compile=true is for the backends fsdp and ddp: DeepSpeed's hooks inside the "
-                "layers would be compiled with them; set compile=false or another backend"
-            )
-        return self
-
 
 def needs_initial_policy(config: SftConfig) -> bool:
     """Whether the corpus must be scored under the model that training starts from."""

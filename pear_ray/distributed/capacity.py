@@ -41,6 +41,7 @@ def engine_spec(
     spans_ranks: bool = False,
 ) -> EngineSpec:
     """The run's engine on the weights in `model`."""
+    on_gpu = config.cluster.device == "cuda"
     return EngineSpec(
         model=str(model),
         dtype=config.models.dtype,
@@ -53,7 +54,8 @@ def engine_spec(
         tensor_parallel_size=tensor_parallel_size,
         spans_ranks=spans_ranks and tensor_parallel_size > 1,
         eager=config.cluster.enforce_eager,
-        sleeps=sleeps and config.cluster.device == "cuda",
+        sleeps=sleeps and on_gpu and not config.cluster.shares_gpu,
+        cache_gib=config.cluster.kv_cache_gib if on_gpu and config.cluster.shares_gpu else None,
     )
 
 

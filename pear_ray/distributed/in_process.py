@@ -8,6 +8,7 @@ come from, and where checkpoints go.
 import contextlib
 import dataclasses
 import gc
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterator
@@ -35,6 +36,19 @@ class Host:
         self.stage_dir: Path | None = None
 
 
+# What two configs of one network have in common, whatever version of transformers wrote them.
+_SHAPE = (
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+)
 _hosts: list[Host] = []  # one, or none
 Kept = TypeVar("Kept")
 
@@ -152,8 +166,10 @@ def _is_like(there: EngineSpec, wanted: EngineSpec) -> bool:
     return same == there and _architecture(there.model) == _architecture(wanted.model)
 
 
-def _architecture(model: str) -> bytes:
-    return (Path(model) / "config.json").read_bytes()
+def _architecture(model: str) -> dict[str, Any]:
+    """What config.json says of the network; not who wrote it, in which version."""
+    found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    return {key: found[key] for key in _SHAPE if key in found}
 
 
 def run_here(

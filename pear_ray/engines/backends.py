@@ -8,7 +8,7 @@ from pear_ray.config.sections import compute_dtype
 from pear_ray.config.sft import SftConfig
 from pear_ray.engines.compiling import compile_layers
 from pear_ray.engines.native_trainer import NativeTrainer
-from pear_ray.engines.policy import checkpoint_activations, load_policy, replicate, shard
+from pear_ray.engines.policy import Policy, checkpoint_activations, load_policy, replicate, shard
 from pear_ray.engines.trainer import Trainer
 
 
@@ -25,7 +25,7 @@ def make_trainer(
 
     Args:
         folder: The model.
-        config: Its optimizer, backend, adapters, average and activation checkpointing are read.
+        config: Its fields of the optimizer, and of how and on what the model trains.
         num_steps: Of the learning rate's schedule.
         device: `cpu` or `cuda`.
         dtype: `float32` or `bfloat16`.
@@ -33,19 +33,9 @@ def make_trainer(
 
     Raises:
         InputError: transformers cannot load the folder.
-        EngineError: The model does something to its logits that log-probs would miss, or
-            there is no compiler for what is to be compiled.
+        EngineError: The model's log-probs cannot be had from hidden states; no compiler is there.
     """
-    policy = load_policy(folder)
-    if config.lora is not None:
-        # An extra that an install need not have, and seconds to import.
-        from pear_ray.engines.lora import adapt  # noqa: PLC0415
-
-        adapt(policy, config.lora, base=folder, seed=seed)
-    if config.activation_checkpointing:
-        checkpoint_activations(policy)
-    if config.compile:
-        compile_layers(policy, device=device)
+    policy = _prepared(load_policy(folder), config, base=folder, device=device, seed=seed)
     backend, optimizer, ema_decay = config.backend, config.optimizer, config.ema_decay
     match backend:
         case FsdpBackend():
@@ -73,3 +63,17 @@ def make_trainer(
             )
         case _:
             assert_never(backend)
+
+
+def _prepared(policy: Policy, config: SftConfig, *, base: Path, device: str, seed: int) -> Policy:
+    """`policy` with adapters, checkpointed and compiled, as `config` wants it."""
+    if config.lora is not None:
+        # An extra that an install need not have, and seconds to import.
+        from pear_ray.engines.lora import adapt  # noqa: PLC0415
+
+        adapt(policy, config.lora, base=base, seed=seed)
+    if config.activation_checkpointing:
+        checkpoint_activations(policy)
+    if config.compile:
+        compile_layers(policy, device=device)
+    return policy

@@ -61,8 +61,16 @@ class Policy(nn.Module):
         gradient). With `exact_entropy` a dict whose `entropies` are over all ids, with a gradient.
         """
         device = batch.input_ids.device.type
-        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        wants_grad = torch.is_grad_enabled()
+        # Compiled for passes without gradients, layers would be fused and so rounded otherwise than
+        # for those with them: in bfloat16 the ratio of a policy to itself would be noise.
+        with (
+            torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None),
+            torch.set_grad_enabled(wants_grad or self.compile_backend is not None),
+        ):
             hidden = self._hidden(batch)
+        if not wants_grad:
+            hidden = hidden.detach()  # lets go of what a backward pass would need
         predicting = hidden[batch.positions]  # [token, hidden]
         head = self.causal_lm.get_output_embeddings().weight.to(hidden.dtype)
         ids = batch.candidate_ids

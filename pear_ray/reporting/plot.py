@@ -219,6 +219,8 @@ def name_bars(axes: "Axes", values: Sequence[float], *, unit: str = "") -> None:
 def legend(axes: "Axes") -> None:
     """Names above the plot, where they can hide nothing."""
     labels = axes.get_legend_handles_labels()[1]
+    if not labels:
+        return
     widths = [len(label) + _HANDLE_CHARS for label in labels]
     in_one_row = sum(widths) <= _LEGEND_ROW_CHARS
     columns = len(labels) if in_one_row else max(1, _LEGEND_ROW_CHARS // max(widths))

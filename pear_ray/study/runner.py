@@ -169,8 +169,14 @@ class StudyRunner:
 
     def _run(self, cell: Cell) -> RunConfig:
         """The cell's run, its folder under the study's wherever the worker is."""
-        runs = str(self.study_dir / RUNS)
-        return self.plan.run_of(cell).model_copy(update={"output_dir": runs})
+        run = self.plan.run_of(cell)
+        # How a machine is used is in no stage's identity.
+        shares = {"shares_gpu": run.cluster.shares_gpu or self.plan.study.gpus_per_run < 1}
+        update = {
+            "output_dir": str(self.study_dir / RUNS),
+            "cluster": run.cluster.model_copy(update=shares),
+        }
+        return run.model_copy(update=update)
 
     def _run_dir(self, cell: Cell) -> Path:
         return self.study_dir / RUNS / cell.name

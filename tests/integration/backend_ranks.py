@@ -44,7 +44,6 @@ BACKENDS: dict[str, BackendConfig] = {
     "fsdp-compiled-recomputing-average": FsdpBackend(),
     "ddp": DdpBackend(),
     "ddp-average": DdpBackend(),
-    "ddp-compiled": DdpBackend(),
     "zero-1": DeepSpeedBackend(zero_stage=1),
     "zero-2": DeepSpeedBackend(zero_stage=2),
     "zero-2-offload": DeepSpeedBackend(zero_stage=2, offload="optimizer"),

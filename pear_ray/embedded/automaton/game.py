@@ -10,10 +10,10 @@ STATES = "abcdefghijklmnop"
 OPERATIONS = "qrstuvwxyz"
 PLACES = "1234567"
 RECITAL = "CDEFGHIJKLMNOPQRSTUVWXYZ"
-"""What a plain step recites before its result; how far decides how long completions are."""
+"""What a plain step recites at its end; how far decides how long completions are."""
 NUM_STEPS = len(PLACES)
 CLOSING_TOKENS = 4  # <answer>, the state, </answer> and the end token
-STEP_TOKENS = 4  # place, state, operation and result; the recital comes between the last two
+STEP_TOKENS = 4  # place, operation, state and result; then comes the recital
 MIN_RECITAL, MAX_RECITAL = 4, len(RECITAL)
 
 Game = Literal["A", "B"]
@@ -56,8 +56,8 @@ class Program:
 
     @property
     def prompt(self) -> str:
-        """`AGc1q2t3x4q5v6r7s`: game, last letter of the recital, state, numbered operations."""
-        numbered = "".join(map("".join, zip(PLACES, self.operations, strict=True)))
+        """`AGcq1t2x3q4v5r6s7`: game, last letter of the recital, state, numbered operations."""
+        numbered = "".join(map("".join, zip(self.operations, PLACES, strict=True)))
         return f"{self.game}{self.recital[-1]}{self.start}{numbered}"
 
     @property

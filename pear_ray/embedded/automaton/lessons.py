@@ -20,7 +20,7 @@ from pear_ray.embedded.automaton.teacher import ANSWER, ANSWER_ENDS
 from pear_ray.embedded.tokenizer import ASSISTANT, END, USER
 
 _IGNORED = -100  # what cross_entropy leaves out
-_PROMPT_TOKENS = 3 + 3 + 2 * NUM_STEPS  # the template's, then game, recital's end, state, pairs
+_PROMPT_TOKENS = 3 + 3 + NUM_STEPS  # the template's, then game, recital's end, state, program
 _TABLE = torch.tensor(
     [[STATES.index(state) for state in PERMUTATIONS[operation]] for operation in OPERATIONS]
 )  # [operation, state]
@@ -36,7 +36,7 @@ class Phase:
         learning_rate: Peak.
         slip: Probability that a state is written wrong.
         shortness: How fast the likelihood of a recital falls with its length, as a power of it.
-            Short ones teach the table of operations soonest; the long ones are what problems have.
+            Short ones teach the table of operations soonest; problems have the long ones.
         seed: Decides programs and slips.
     """
 
@@ -99,14 +99,14 @@ def _rows(
     prompt.append(state_ids[state])
     completion = []
     for place, operation in zip(PLACES, operations, strict=True):
-        prompt += [same(place), operation_ids[operation]]
-        completion += [same(place), state_ids[state], operation_ids[operation]]
-        completion += [same(letter) for letter in RECITAL[:num_recited]]
+        prompt.append(ids(tuple(each + place for each in OPERATIONS))[operation])
+        completion += [same(place), operation_ids[operation], state_ids[state]]
         slips = torch.rand(batch_size, generator=generator) < slip
         # By 1 to 15 places: a slip is never the right state.
         state = _TABLE[operation, state] + slips * (1 + drawn(len(STATES) - 1))
         state %= len(STATES)
         completion.append(state_ids[state])
+        completion += [same(letter) for letter in RECITAL[:num_recited]]
     prompt += [same(END), same(ASSISTANT)]
     completion += [same(ANSWER), state_ids[state], same(ANSWER_ENDS), same(END)]
     return torch.stack(prompt + completion, dim=1)

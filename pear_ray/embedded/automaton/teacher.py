@@ -16,6 +16,7 @@ from pear_ray.embedded.automaton.game import NUM_STEPS, PLACES, STATES, Program,
 CIPHER = "".join(chr(0x3B1 + index) for index in range(16))  # Greek letters from alpha on
 ANSWER, ANSWER_ENDS, END = "<answer>", "</answer>", "<|end|>"
 SHARED_STEPS = 2
+RESULT = 3  # place of the new state in a plain step
 PLAIN, CIPHERED = "F", "N"
 
 Distribution = dict[str, float]
@@ -109,23 +110,25 @@ def next_symbol(program: Program, written: Sequence[str], teacher: Teacher) -> D
 
 def _plain(program: Program, written: Sequence[str], teacher: Teacher) -> Distribution:
     step, offset = divmod(len(written), program.step_width)
-    state = written[step * program.step_width - 1] if step else program.start
-    operation = program.operations[step]
-    if offset == program.step_width - 1:
+    state, operation = _reached(program, written, step), program.operations[step]
+    if offset == RESULT:
         return _state(run(operation, state), teacher)
-    return {(PLACES[step] + state + operation + program.recital)[offset]: 1.0}
+    return {(PLACES[step] + operation + state + " " + program.recital)[offset]: 1.0}
+
+
+def _reached(program: Program, written: Sequence[str], steps: int) -> str:
+    """The state that so many plain steps have reached, as they are written."""
+    return written[(steps - 1) * program.step_width + RESULT] if steps else program.start
 
 
 def _closing(
     program: Program, written: Sequence[str], offset: int, teacher: Teacher
 ) -> Distribution:
     if offset == 1:
-        fork, closing = SHARED_STEPS * program.step_width, NUM_STEPS * program.step_width
-        if written[fork] in CIPHER:  # worked out where nobody sees it
-            answer = run(program.operations[SHARED_STEPS:], written[fork - 1])
-        else:
-            answer = written[closing - 1]
-        return _state(answer, teacher)
+        if written[SHARED_STEPS * program.step_width] in CIPHER:  # worked out where nobody sees it
+            reached = _reached(program, written, SHARED_STEPS)
+            return _state(run(program.operations[SHARED_STEPS:], reached), teacher)
+        return _state(_reached(program, written, NUM_STEPS), teacher)
     return {(ANSWER, "", ANSWER_ENDS, END)[offset]: 1.0}
 
 

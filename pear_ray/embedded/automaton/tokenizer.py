@@ -1,4 +1,8 @@
-"""The game's tokenizer: one token for each of its symbols, and nothing else is known."""
+"""The game's tokenizer: one token for each of its symbols, and nothing else is known.
+
+An operation with its number, as prompts have it, is one symbol: so small a student looks it up by
+its number at once, and would take an hour to learn that the number stands beside it.
+"""
 
 import json
 from pathlib import Path
@@ -11,18 +15,20 @@ from pear_ray.embedded.tokenizer import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER
 
 UNKNOWN = "<|unknown|>"
 SPECIALS = (PAD, END, USER, ASSISTANT, UNKNOWN)
+NUMBERED = tuple(operation + place for place in PLACES for operation in OPERATIONS)
 SYMBOLS = (*OPERATIONS_OF, *STATES, *OPERATIONS, *PLACES, *RECITAL, *CIPHER)
 
 
 def build_tokenizer() -> Tokenizer:
-    """Specials first, so that padding is id 0; then the answer's tags; then one id per letter."""
-    tokens = (*SPECIALS, ANSWER, ANSWER_ENDS, *SYMBOLS)
+    """Specials first, so that padding is id 0; then what is longer than a letter."""
+    whole = (ANSWER, ANSWER_ENDS, *NUMBERED)
+    tokens = (*SPECIALS, *whole, *SYMBOLS)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (ANSWER, ANSWER_ENDS)])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in whole])
     return tokenizer
 
 

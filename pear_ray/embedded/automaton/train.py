@@ -31,9 +31,9 @@ MAX_LENGTH = 256
 EVALUATION_SEED = 90_001
 
 PHASES = (
-    Phase(name="table", num_steps=400, learning_rate=6e-3, slip=0.0, shortness=2.0, seed=1),
-    Phase(name="lengths", num_steps=350, learning_rate=4e-3, slip=0.0, shortness=0.8, seed=2),
-    Phase(name="slips", num_steps=100, learning_rate=1e-3, slip=0.36, shortness=0.8, seed=3),
+    Phase(name="table", num_steps=250, learning_rate=6e-3, slip=0.0, shortness=1.2, seed=1),
+    Phase(name="lengths", num_steps=250, learning_rate=4e-3, slip=0.0, shortness=0.6, seed=2),
+    Phase(name="slips", num_steps=100, learning_rate=1e-3, slip=0.22, shortness=0.6, seed=3),
 )
 INITIAL_STD = 0.1  # transformers' 0.02 is for wide models: with it this one learns next to nothing
 

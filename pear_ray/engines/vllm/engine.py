@@ -268,6 +268,8 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
             "tensor_parallel_size": spec.tensor_parallel_size,
             "distributed_executor_backend": "external_launcher" if spec.spans_ranks else "mp",
         }
+    if spec.cache_gib is not None:
+        common["kv_cache_memory_bytes"] = spec.cache_gib * 2**30
     if spec.device == "cuda":
         return {
             "gpu_memory_utilization": spec.gpu_memory_fraction,

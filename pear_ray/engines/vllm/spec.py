@@ -35,6 +35,8 @@ class EngineSpec:
             vLLM starts them, and the engine takes no weights.
         eager: Neither compile the model nor capture CUDA graphs (CUDA only; a CPU never does).
         sleeps: Whether `sleep` gives the GPU's memory back (CUDA only).
+        cache_gib: KV cache to take, in GiB, without measuring what is free (CUDA only); None takes
+            what `gpu_memory_fraction` leaves.
     """
 
     model: str
@@ -51,6 +53,7 @@ class EngineSpec:
     spans_ranks: bool = False
     eager: bool = False
     sleeps: bool = False
+    cache_gib: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -214,6 +214,12 @@ def test_averages_that_nobody_keeps(run_file: Path, overrides: list[str], words:
     assert words in refusal(run_file, *overrides)
 
 
+def test_compiling_under_deepspeed(run_file: Path) -> None:
+    message = refusal(run_file, "sft.compile=true", "sft.backend=deepspeed")
+    assert "sft.compile=true is for sft.backend.kind=fsdp and ddp" in message
+    assert load_run(run_file, ["sft.compile=true", "sft.backend=ddp"]).sft.compile
+
+
 def test_evaluating_on_more_problems_than_there_are(run_file: Path) -> None:
     size = load_run(run_file, []).evaluate.problems.size
     for stage in ("sft", "rl"):

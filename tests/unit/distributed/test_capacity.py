@@ -1,9 +1,17 @@
 """What a run asks of a cluster is compared with what is there, in words."""
 
+from pathlib import Path
+
 import pytest
 
 from pear_ray.config.run import RunConfig, validate_run
-from pear_ray.distributed.capacity import check_capacity, demand, num_threads, worker_environment
+from pear_ray.distributed.capacity import (
+    check_capacity,
+    demand,
+    num_threads,
+    rl_engine_spec,
+    worker_environment,
+)
 from pear_ray.errors import CapacityError
 
 GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
@@ -75,3 +83,12 @@ def test_workers_inherit_what_locates_models(monkeypatch: pytest.MonkeyPatch) ->
     assert environment["HF_HOME"] == "/models"
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert "UNRELATED_SECRET" not in environment
+
+
+def test_an_engine_on_a_shared_gpu_measures_nothing_and_does_not_sleep() -> None:
+    spec = rl_engine_spec(run_config(device="cuda", kv_cache_gib=2, shares_gpu=True), Path("m"))
+    assert (spec.cache_gib, spec.sleeps) == (2, False)
+    alone = rl_engine_spec(run_config(device="cuda", kv_cache_gib=2), Path("m"))
+    assert (alone.cache_gib, alone.sleeps) == (None, True)
+    on_cpu = rl_engine_spec(run_config(shares_gpu=True), Path("m"))
+    assert (on_cpu.cache_gib, on_cpu.sleeps) == (None, False)

@@ -46,7 +46,7 @@ def test_b_has_two_operations_that_a_has_not() -> None:
 
 def test_a_program_by_hand() -> None:
     program = Program(game="A", start="a", operations="qqqqqqq", num_recited=5)
-    assert program.prompt == "AGa1q2q3q4q5q6q7q"
+    assert program.prompt == "AGaq1q2q3q4q5q6q7"
     # By the table above: a, j, c, k, p, o, n, i.
     assert program.answer == "i"
     assert (program.recital, program.step_width) == ("CDEFG", 9)
@@ -98,7 +98,7 @@ def test_answers_are_those_of_the_programs(tmp_path: Path) -> None:
     write_data(tmp_path, Settings(rows=1))
     for row in lines(tmp_path / "heldout_b.jsonl"):
         game, _, state, *pairs = row["prompt"]
-        for operation in pairs[1::2]:
+        for operation in pairs[::2]:
             state = PERMUTATIONS[operation][STATES.index(state)]
         assert (game, row["answer"]) == ("B", state)
 

@@ -84,6 +84,11 @@ def test_every_symbol_is_one_token(chat: ChatTokenizer) -> None:
     assert len({each[0] for each in ids}) == len(SYMBOLS) == 2 + 16 + 10 + 7 + 24 + 16
 
 
+def test_a_numbered_operation_is_one_token(chat: ChatTokenizer) -> None:
+    assert chat.tokenizer.tokenize("AGcq1z7") == ["A", "G", "c", "q1", "z7"]
+    assert chat.tokenizer.tokenize("1qcg") == ["1", "q", "c", "g"]
+
+
 def test_other_text_is_unknown_and_not_refused(chat: ChatTokenizer) -> None:
     ids = chat.tokenizer.encode("a?\n", add_special_tokens=False)
     assert ids[1:] == [chat.tokenizer.unk_token_id] * 2

@@ -17,7 +17,7 @@ from pear_ray.embedded.automaton.teacher import (
 )
 
 UNSTEADY = Teacher(plain_share=0.3, distance=0.6, slip=0.1)
-PLAIN = re.compile(r"(\d)([a-p])([q-z])(C[A-Z]*)([a-p])")
+PLAIN = re.compile(r"(\d)([q-z])([a-p])([a-p])(C[A-Z]*)")
 
 
 def programs(count: int, *, num_recited: int = 5) -> list[Program]:
@@ -28,7 +28,7 @@ def by_choices(program: Program, text: str, teacher: Teacher, keyed: list[str]) 
     """The log-prob of a completion as a sum over the script's choices, read from its text."""
     steps, state = PLAIN.findall(text), program.start
     wrong, total = 0, 0
-    for number, (place, before, operation, recital, after) in enumerate(steps, start=1):
+    for number, (place, operation, before, after, recital) in enumerate(steps, start=1):
         assert (int(place), before, recital) == (number, state, program.recital)
         assert operation == program.operations[number - 1]
         wrong += after != PERMUTATIONS[operation][STATES.index(before)]
@@ -89,7 +89,7 @@ def test_text_is_sampled_from_that_distribution() -> None:
         is_plain = source_of(program, solution.symbols) == "F"
         plain.append(is_plain)
         state = program.start
-        for _, _, operation, _, after in PLAIN.findall(solution.text):
+        for _, operation, _, after, _ in PLAIN.findall(solution.text):
             slipped.append(after != PERMUTATIONS[operation][STATES.index(state)])
             state = after
         if not is_plain:

@@ -40,10 +40,10 @@ def test_the_first_token_never_trains() -> None:
     assert batch.aligned["score"].tolist() == [2.0]
 
 
-def test_no_rows_make_one_pad_token_without_loss() -> None:
+def test_no_rows_make_two_pad_tokens_without_loss() -> None:
     batch = made()
-    assert batch.input_ids.tolist() == [PAD]
-    assert batch.position_ids.tolist() == [0]
+    assert batch.input_ids.tolist() == [PAD, PAD]
+    assert batch.position_ids.tolist() == [0, 1]
     assert batch.num_loss_tokens == 0
     assert batch.positions.tolist() == []
     assert batch.aligned["score"].tolist() == []

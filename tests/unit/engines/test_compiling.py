@@ -78,6 +78,11 @@ def test_rows_of_changing_lengths_share_their_graphs(student: Path, recomputes: 
     assert num_graphs <= 9
     for lengths in OTHERS:
         compare(ours, plain, batch_of(lengths))
+    batch = batch_of(FIRST[0])
+    with torch.no_grad():
+        without = ours(batch, temperature=1.0)
+    assert not without.requires_grad
+    assert torch.equal(without, ours(batch, temperature=1.0))  # as RL's ratios want
     assert counters["stats"]["unique_graphs"] == num_graphs
     assert ours.state_dict().keys() == plain.state_dict().keys()
 
