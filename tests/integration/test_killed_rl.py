@@ -78,12 +78,15 @@ def train(
     max_failures: int,
     ranks: dict[str, int] | None = None,
     **settings: Any,
-) -> None:
+) -> float:
+    """The seconds until the first number was logged."""
     (folder / "rl").mkdir(parents=True)
+    begun = time.time()
     config = rl_config(folder, max_failures=max_failures, **settings)
     job = {"config": config, "run_dir": folder, "attempt": 1, "model": embedded_path("student")}
     loop = make_loop(faults, ranks)
     run_train_group(loop, job, cluster=config.cluster, stage_dir=folder / "rl")
+    return read_metrics(folder / "metrics.jsonl")[0].time - begun
 
 
 def steps_of(folder: Path) -> dict[int, dict[str, float]]:
@@ -101,10 +104,10 @@ def test_faults_in_every_phase_change_no_bit(
     local_ray: None, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     undisturbed, struck = tmp_path / "undisturbed", tmp_path / "struck"
-    train({}, undisturbed, max_failures=0, **settings)
+    start_s = train({}, undisturbed, max_failures=0, **settings)
     train(FAULTS, struck, max_failures=RESTARTS, **settings)
-    check_recovered(FAULTS, struck)
     check_same(undisturbed, struck, num_steps=NUM_STEPS)
+    check_recovered(FAULTS, struck, start_s=start_s)
 
 
 @pytest.mark.slow
@@ -112,15 +115,17 @@ def test_faults_in_every_phase_change_no_bit(
 def test_a_killed_rank_of_two_changes_no_bit(local_ray: None, tmp_path: Path, ahead: int) -> None:
     undisturbed, struck = tmp_path / "undisturbed", tmp_path / "struck"
     settings = {"num_trainers": 2, "num_steps": 4, "rollouts_ahead": ahead}
-    train({}, undisturbed, max_failures=0, **settings)
+    start_s = train({}, undisturbed, max_failures=0, **settings)
     train(FAULTS_OF_TWO, struck, max_failures=len(FAULTS_OF_TWO), ranks=RANKS, **settings)
-    # Two engines start on the two cores that one has in the other tests.
-    check_recovered(FAULTS_OF_TWO, struck, within_s=120.0)
     check_same(undisturbed, struck, num_steps=4)
+    check_recovered(FAULTS_OF_TWO, struck, start_s=start_s)
 
 
-def check_recovered(faults: dict[str, int], struck: Path, *, within_s: float = 60.0) -> None:
-    """Every fault struck, and a step was logged soon after it."""
+def check_recovered(faults: dict[str, int], struck: Path, *, start_s: float) -> None:
+    """Every fault struck, and a step was logged within a minute.
+
+    Or, on a machine that is busy with other things, within twice what a group took to start there.
+    """
     records = read_metrics(struck / "metrics.jsonl")
     logged = [each for each in records if isinstance(each, MetricRecord)]
     recovered = {}
@@ -131,7 +136,7 @@ def check_recovered(faults: dict[str, int], struck: Path, *, within_s: float = 6
         done = (struck / "rl" / "model" / "config.json").stat().st_mtime
         recovered[fault] = min(later, default=done) - at
     print({fault: round(seconds, 1) for fault, seconds in recovered.items()})
-    assert max(recovered.values()) < within_s
+    assert max(recovered.values()) < max(60.0, 2 * start_s)
 
 
 def check_same(undisturbed: Path, struck: Path, *, num_steps: int) -> None:
