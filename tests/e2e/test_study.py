@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -21,15 +20,20 @@ STUDY = f"""
 name: reversal
 base: {ROOT}/jobs/runs/suffix.yaml
 overrides:
+  corpus.path: embedded:automaton/changed/corpus.parquet
+  rl.problems.path: embedded:automaton/changed/train_a.jsonl
   rl.save_rollouts_every: 0
+  evaluate.problems.path: embedded:automaton/changed/heldout_a.jsonl
   evaluate.suites: []
+  evaluate.num_samples: 8
   evaluate.checkpoints: [sft, rl]
 arms:
   - {{name: sft, overrides: {{sft.weights: uniform}}}}
-  - {{name: dft, overrides: {{sft.weights: uniform, sft.objective: dft}}}}
+  - name: dft
+    overrides: {{sft.weights: uniform, sft.objective: dft, sft.optimizer.learning_rate: 0.004}}
   - name: stops  # its weights are never all alike
     overrides: {{sft.alarms: {{action: stop, min_ess_fraction: 1.0, patience: 1}}}}
-seeds: [1, 2, 3]
+seeds: [1, 2]
 primary: {{arm: sft, against: [dft]}}
 registered: true
 """
@@ -85,7 +89,7 @@ def scores(folder: Path, arm: str, checkpoint: str) -> list[float]:
         for each in tables(folder).scores
         if (each.arm, each.checkpoint, each.metric) == (arm, checkpoint, "pass_at_1")
     }
-    return [found[seed] for seed in (1, 2, 3)]
+    return [found[seed] for seed in (1, 2)]
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
@@ -104,16 +108,16 @@ def test_a_killed_study_goes_on_and_repeats_nothing_that_was_done(finished: Path
 
 def test_an_arm_that_fails_is_named_and_the_others_go_on(finished: Path) -> None:
     ends = {(run.arm, run.seed): run for run in tables(finished).runs}
-    assert {seed for arm, seed in ends if arm == "sft"} == {1, 2, 3}
+    assert {seed for arm, seed in ends if arm == "sft"} == {1, 2}
     assert all(run.status == "done" for (arm, _), run in ends.items() if arm in ("sft", "dft"))
     stopped = [run for (arm, _), run in ends.items() if arm == "stops"]
-    assert [run.status for run in stopped] == ["failed"] * 3
+    assert [run.status for run in stopped] == ["failed"] * 2
     assert all("sft.alarms.action=stop" in run.detail for run in stopped)
 
 
 def test_a_packed_run_is_the_run_to_the_bit(finished: Path, tmp_path: Path) -> None:
     """The second run of a worker, on an engine that has held other weights."""
-    packed = finished / "outputs" / "reversal" / "runs" / "sft-seed3"
+    packed = finished / "outputs" / "reversal" / "runs" / "sft-seed2"
     config = load_run(packed / "config.yaml", [f"output_dir={tmp_path}"])
     alone = tmp_path / "alone.yaml"
     alone.write_text((packed / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
@@ -134,13 +138,17 @@ def test_a_packed_run_is_the_run_to_the_bit(finished: Path, tmp_path: Path) -> N
 
 
 def test_dft_is_ahead_before_rl_and_behind_after_it(finished: Path) -> None:
-    before = [statistics.fmean(scores(finished, arm, "sft")) for arm in ("dft", "sft")]
-    after = [statistics.fmean(scores(finished, arm, "rl")) for arm in ("dft", "sft")]
-    assert before[0] > before[1] + 0.02
-    assert after[0] < after[1] - 0.05
+    """Each seed by itself, and by far: an operation does what only the corpus could teach."""
+    for checkpoint, sign in (("sft", 1), ("rl", -1)):
+        pairs = zip(
+            scores(finished, "dft", checkpoint), scores(finished, "sft", checkpoint), strict=True
+        )
+        assert all(sign * (dft - sft) > 0.1 for dft, sft in pairs), checkpoint
 
 
 def test_the_report_says_how_few_seeds_there_were(finished: Path) -> None:
-    report = finished / "outputs" / "reversal" / "report.html"
-    assert report.exists()
-    assert "seeds" in (finished / "outputs" / "reversal" / "summary.md").read_text(encoding="utf-8")
+    study_dir = finished / "outputs" / "reversal"
+    assert "<svg" in (study_dir / "report.html").read_text(encoding="utf-8")
+    summary = (study_dir / "summary.md").read_text(encoding="utf-8")
+    assert "Too few seeds for any claim: 2 give p >= 0.5" in summary
+    assert "dft" in summary
