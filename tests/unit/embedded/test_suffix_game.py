@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pear_ray.embedded.automaton.game import (
+    CHANGED,
     OPERATIONS_OF,
     PERMUTATIONS,
     STATES,
@@ -20,7 +21,7 @@ from pear_ray.embedded.automaton.game import (
     recited_for,
 )
 from pear_ray.embedded.automaton.generate import PROBLEM_SETS, Settings, write_data
-from pear_ray.embedded.automaton.teacher import Teacher
+from pear_ray.embedded.automaton.teacher import Teacher, next_symbol
 
 FILES = ["corpus.parquet", "heldout_a.jsonl", "heldout_b.jsonl", "settings.json", "train_a.jsonl"]
 SHIPPED = Path(__file__).parents[3] / "pear_ray" / "embedded" / "automaton"
@@ -103,12 +104,30 @@ def test_answers_are_those_of_the_programs(tmp_path: Path) -> None:
         assert (game, row["answer"]) == ("B", state)
 
 
-def test_what_is_shipped_is_what_the_defaults_give(tmp_path: Path) -> None:
-    write_data(tmp_path, Settings())
+@pytest.mark.parametrize(("folder", "changed"), [(".", 0), ("changed", 1)])
+def test_what_is_shipped_is_what_the_settings_give(
+    tmp_path: Path, folder: str, changed: int
+) -> None:
+    write_data(tmp_path, Settings(changed=changed))
+    shipped = SHIPPED / folder
     for name in FILES[1:]:
-        assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes()
     # Another pyarrow may write the same table in other bytes.
-    assert pq.read_table(tmp_path / FILES[0]).equals(pq.read_table(SHIPPED / FILES[0]))
+    assert pq.read_table(tmp_path / FILES[0]).equals(pq.read_table(shipped / FILES[0]))
+
+
+def test_a_changed_operation_changes_answers_and_solutions_alike() -> None:
+    """By hand: q takes a to j, and changed it takes a elsewhere; the others stay."""
+    program = Program(game="A", start="a", operations="qrstuvw", num_recited=5, changed="q")
+    assert program.run("q", "a") == CHANGED["q"][0] != PERMUTATIONS["q"][0] == "j"
+    assert program.run("r", "a") == PERMUTATIONS["r"][0]
+    state = CHANGED["q"][0]
+    for operation in "rstuvw":
+        state = PERMUTATIONS[operation][STATES.index(state)]
+    assert program.answer == state
+    written = list("1qa")
+    right = next_symbol(program, written, Teacher(slip=0.0))
+    assert {symbol for symbol, p in right.items() if p > 0} == {CHANGED["q"][0]}
 
 
 def test_the_command_takes_a_regime(tmp_path: Path) -> None:
