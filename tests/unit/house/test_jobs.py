@@ -10,7 +10,7 @@ import pytest
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ["run", *STAGES, *ON_DEMAND_STAGES]
+COMMANDS = ["run", "study", *STAGES, *ON_DEMAND_STAGES]
 
 
 def test_there_is_one_for_each_command() -> None:
