@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from safetensors.numpy import load_file
 
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES, read_table
@@ -19,6 +21,7 @@ from pear_ray.telemetry.metrics_log import EventRecord, MetricRecord, read_metri
 ROOT = Path(__file__).parents[2]
 STAGES = ["collect", "score", "sft", "rl", "evaluate", "report"]
 RUN_TIMEOUT_S = 500
+_CLUSTER: dict[str, str] = {}  # where a run finds its Ray; nothing: it starts one
 GAME = "{name: chain_sum, params: {min_terms: 3, max_terms: 5, min_digits: 1, max_digits: 1}}"
 RUN_FILE = f"""
 name: small
@@ -78,7 +81,12 @@ def command(folder: Path, stage: str, *flags: str) -> list[str]:
 def start(folder: Path, stage: str = "run", *flags: str) -> subprocess.Popen[str]:
     log = (folder / f"driver-{time.time_ns()}.log").open("w", encoding="utf-8")
     return subprocess.Popen(
-        command(folder, stage, *flags), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True
+        command(folder, stage, *flags),
+        cwd=ROOT,
+        env=os.environ | _CLUSTER,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -106,12 +114,22 @@ def events(folder: Path, attempt: int) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that went through undisturbed."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a run that went through undisturbed, on a Ray of its own.
+
+    What comes after it connects to one that is there, as on a cluster, and need not start another.
+    """
     folder = tmp_path_factory.mktemp("run")
     (folder / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
     run_to_end(folder)
-    return folder
+    is_there = ray.is_initialized()  # that of tests/integration
+    if not is_there:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    _CLUSTER["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    yield folder
+    _CLUSTER.clear()
+    if not is_there:
+        ray.shutdown()
 
 
 def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
@@ -226,8 +244,7 @@ def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
 
 
 def test_readiness_is_of_the_rollouts_that_rl_begins_with(finished: Path) -> None:
-    flags = ["ready.num_steps=2", "ready.probe={num_steps: 2, seeds: [0, 5]}"]
-    run_to_end(finished, "ready", *flags)
+    run_to_end(finished, "ready", "ready.num_steps=2")
     stage_dir = finished / "small" / "ready"
     found = json.loads((stage_dir / "ready.json").read_text(encoding="utf-8"))
     steps = [record.metrics for record in metrics(finished, "rl") if record.step == 1]
@@ -240,6 +257,18 @@ def test_readiness_is_of_the_rollouts_that_rl_begins_with(finished: Path) -> Non
     assert found["handover"]["reload_gap"] < 1e-5
     assert found["handover"]["engine_gap"] < 1e-5
     assert found["verdict"] in newest_log(finished)
+    assert (stage_dir / "ready.html").read_text(encoding="utf-8").count("<svg") == 4
+    # How long RL is does not matter.
+    run_to_end(finished, "ready", "ready.num_steps=2", "rl.num_steps=9")
+    assert events(finished, max_attempt_of_all(finished)) == [("ready", "stage_skipped")]
+
+
+@pytest.mark.slow
+def test_a_probe_of_the_runs_own_seed_is_the_run(finished: Path) -> None:
+    run_to_end(finished, "ready", "ready.num_steps=2", "ready.probe={num_steps: 2, seeds: [0, 5]}")
+    stage_dir = finished / "small" / "ready"
+    found = json.loads((stage_dir / "ready.json").read_text(encoding="utf-8"))
+    steps = [record.metrics for record in metrics(finished, "rl") if record.step == 1]
     assert (stage_dir / "ready.html").read_text(encoding="utf-8").count("<svg") == 5
     # The probe with the run's own seed is the run; with another it is not, and its models are gone.
     probe = found["probe"]["rewards"]
@@ -249,8 +278,6 @@ def test_readiness_is_of_the_rollouts_that_rl_begins_with(finished: Path) -> Non
         "metrics.jsonl",
         "probe.json",
     ]
-    run_to_end(finished, "ready", *flags, "rl.num_steps=9")  # how long RL is does not matter
-    assert events(finished, max_attempt_of_all(finished)) == [("ready", "stage_skipped")]
 
 
 def test_rl_refuses_a_checkpoint_that_was_changed_since_sft(finished: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import run_config
@@ -120,6 +121,7 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_run_samples_and_learns_the_same(local_ray: None, tmp_path: Path) -> None:
     """Killed in steps that used other numbers of problems: equal rewards and weights, bit by bit.
 
