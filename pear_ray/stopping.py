@@ -27,6 +27,7 @@ def stop_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _asked.clear()  # who comes later was not asked
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def gracefully(ask: Callable[[], object]) -> Iterator[None]:
 
 
 def stop_asked() -> bool:
-    """Whether SIGTERM has come since `stop_on_sigterm` was entered."""
+    """Whether SIGTERM has come since `stop_on_sigterm` was entered; not outside of it."""
     return _asked.is_set()
 
 

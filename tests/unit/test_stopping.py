@@ -32,6 +32,7 @@ def test_a_first_sigterm_asks_and_a_second_one_raises() -> None:
             with pytest.raises(StopRequested):
                 terminate()
         assert asked == ["please"]
+    assert not stop_asked()
     with stop_on_sigterm():
         assert not stop_asked()  # a run's own wish, not an earlier one's
 
