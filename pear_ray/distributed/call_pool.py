@@ -1,9 +1,12 @@
 """Actors that run calls one after another, such as whole small runs; one that dies is replaced."""
 
+import contextlib
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -44,10 +47,17 @@ class Outcome:
 
 
 class CallWorker:
-    """One process. `host_of` names the device if it is to be its stages' own worker group."""
+    """One process.
 
-    def __init__(self, host_of: str | None) -> None:
+    Args:
+        host_of: The device, if the process is to be its stages' own worker group.
+        folder: Where the driver works, for paths that are seen from there.
+    """
+
+    def __init__(self, host_of: str | None, folder: str) -> None:
         self._name = "idle"
+        with contextlib.suppress(OSError):  # another machine need not have it
+            os.chdir(folder)
         logging.basicConfig(level=logging.WARNING)
         if host_of is not None:
             become_host(host_of)
@@ -141,7 +151,7 @@ class CallPool:
 
     def _start(self) -> Any:
         make = ray.remote(CallWorker).options(**self._options)  # type: ignore[attr-defined] - built by ray.remote
-        worker = make.remote(self._host_of)
+        worker = make.remote(self._host_of, str(Path.cwd()))
         self._all.append(worker)
         return worker
 

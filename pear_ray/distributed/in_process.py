@@ -78,6 +78,7 @@ def _make_group(device: str) -> None:
         rank=0,
         world_size=1,
     )
+    Path(meeting.name).unlink(missing_ok=True)
 
 
 def is_host() -> bool:
