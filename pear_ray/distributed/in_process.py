@@ -70,6 +70,7 @@ def _make_group(device: str) -> None:
 
     if dist.is_initialized():
         return
+    # It stays: groups that are made later meet there too.
     with tempfile.NamedTemporaryFile(prefix="pear_ray_host_", delete=False) as meeting:
         pass
     dist.init_process_group(
@@ -78,7 +79,6 @@ def _make_group(device: str) -> None:
         rank=0,
         world_size=1,
     )
-    Path(meeting.name).unlink(missing_ok=True)
 
 
 def is_host() -> bool:
