@@ -103,10 +103,13 @@ class HostSampler:
         """As in `Samplers`."""
         size = prompts_per_call or PROMPTS_PER_CALL
         done: list[list[Completion]] = []
+        num_tokens = 0
         for begin in range(0, len(prompts), size):
             call = slice(begin, begin + size)
-            done += self._engine.generate(prompts[call], sampling[call])
-            progress(len(done), sum(len(one.token_ids) for group in done for one in group))
+            part = self._engine.generate(prompts[call], sampling[call])
+            done += part
+            num_tokens += sum(len(one.token_ids) for group in part for one in group)
+            progress(len(done), num_tokens)
         return done
 
 

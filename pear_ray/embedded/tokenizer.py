@@ -45,11 +45,17 @@ def build_tokenizer() -> Tokenizer:
 
 def write_tokenizer(folder: Path, *, max_length: int) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
-    build_tokenizer().save(str(folder / "tokenizer.json"))
+    write_files(build_tokenizer(), folder, max_length=max_length)
+
+
+def write_files(tokenizer: Tokenizer, folder: Path, *, max_length: int, **specials: str) -> None:
+    """Writes the three files of any embedded tokenizer; `specials` are further special tokens."""
+    tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
         "pad_token": PAD,
+        **specials,
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": False,

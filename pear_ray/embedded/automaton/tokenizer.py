@@ -4,14 +4,13 @@ An operation with its number, as prompts have it, is one symbol: so small a stud
 its number at once, and would take an hour to learn that the number stands beside it.
 """
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from pear_ray.embedded.automaton.game import OPERATIONS, OPERATIONS_OF, PLACES, RECITAL, STATES
 from pear_ray.embedded.automaton.teacher import ANSWER, ANSWER_ENDS, CIPHER
-from pear_ray.embedded.tokenizer import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER
+from pear_ray.embedded.tokenizer import ASSISTANT, END, PAD, USER, write_files
 
 UNKNOWN = "<|unknown|>"
 SPECIALS = (PAD, END, USER, ASSISTANT, UNKNOWN)
@@ -34,16 +33,4 @@ def build_tokenizer() -> Tokenizer:
 
 def write_tokenizer(folder: Path, *, max_length: int) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
-    build_tokenizer().save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "pad_token": PAD,
-        "unk_token": UNKNOWN,
-        "model_max_length": max_length,
-        "clean_up_tokenization_spaces": False,
-        "add_bos_token": False,
-        "padding_side": "left",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    write_files(build_tokenizer(), folder, max_length=max_length, unk_token=UNKNOWN)
