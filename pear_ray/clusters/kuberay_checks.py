@@ -29,8 +29,8 @@ def resource_problems(resource: Resource) -> Iterator[Problem]:
             yield (
                 "spec.accessModes",
                 (
-                    f"{resource.spec.accessModes} lets one node write; every node reads and writes the "
-                    "run folder: write [ReadWriteMany]"
+                    f"{resource.spec.accessModes} lets one node write; every node reads and writes "
+                    "the run folder: write [ReadWriteMany]"
                 ),
             )
         return
@@ -67,8 +67,8 @@ def _cluster(path: str, cluster: ClusterSpec) -> Iterator[Problem]:
         yield (
             f"{path}.headGroupSpec.rayStartParams.num-cpus",
             (
-                f"{head.rayStartParams.get('num-cpus')} lets work run on the head, whose loss ends the "
-                'cluster; write "0"'
+                f"{head.rayStartParams.get('num-cpus')} lets work run on the head, whose loss ends "
+                'the cluster; write "0"'
             ),
         )
     if head.serviceType != "ClusterIP" or head.enableIngress:
@@ -100,8 +100,8 @@ def _groups(path: str, cluster: ClusterSpec) -> Iterator[Problem]:
         yield (
             f"{path}.workerGroupSpecs",
             (
-                "every group with GPUs may be taken back, and training has nowhere to stay; add one "
-                "that is not spot"
+                "every group with GPUs may be taken back, and training has nowhere to stay; add "
+                "one that is not spot"
             ),
         )
 
@@ -167,7 +167,7 @@ def _queued(
         yield (
             f"{path}.enableInTreeAutoscaling",
             (
-                f'Kueue refuses a cluster that grows without annotation {ELASTIC_ANNOTATION}: "true" '
+                f"Kueue refuses a cluster that grows without annotation {ELASTIC_ANNOTATION}=true "
                 "(feature gate ElasticJobsViaWorkloadSlices); add it, or write false"
             ),
         )

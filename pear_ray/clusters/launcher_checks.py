@@ -82,8 +82,8 @@ def _types(launcher: CloudLauncher) -> Iterator[Problem]:
         yield (
             "available_node_types",
             (
-                f"every type with GPUs ({', '.join(gpus)}) may be taken back, and training has nowhere "
-                "to stay; add one that is not spot, with max_workers above 0"
+                f"every type with GPUs ({', '.join(gpus)}) may be taken back, and training has "
+                "nowhere to stay; add one that is not spot, with max_workers above 0"
             ),
         )
     least = sum(kind.min_workers for kind in workers.values())
@@ -145,8 +145,8 @@ def _accelerators(launcher: CloudLauncher, name: str, instance: Instance) -> Ite
             yield (
                 f"{path}.guestAccelerators",
                 (
-                    f"{each.acceleratorCount} {gpu}, and {config.machineType} has {instance.words}; "
-                    "leave it out, the type brings its GPUs"
+                    f"{each.acceleratorCount} {gpu}, and {config.machineType} has "
+                    f"{instance.words}; leave it out, the type brings its GPUs"
                 ),
             )
     if instance.gpus and config.scheduling.onHostMaintenance != "TERMINATE":
@@ -164,8 +164,8 @@ def _head(launcher: CloudLauncher) -> Iterator[Problem]:
             yield (
                 f"{path}.resources.{resource}",
                 (
-                    f"{head.resources.get(resource)} lets work run on the head, whose loss ends the "
-                    "cluster; write 0"
+                    f"{head.resources.get(resource)} lets work run on the head, whose loss ends "
+                    "the cluster; write 0"
                 ),
             )
     instance = instance_of(launcher, name)
@@ -173,8 +173,8 @@ def _head(launcher: CloudLauncher) -> Iterator[Problem]:
         yield (
             f"{path}.node_config.{head.node_config.machine[0]}",
             (
-                f"{head.node_config.machine[1]} has {instance.words}, and the head uses no GPU; take a "
-                "type without"
+                f"{head.node_config.machine[1]} has {instance.words}, and the head uses no GPU; "
+                "take a type without"
             ),
         )
     if head.max_workers:
@@ -193,8 +193,8 @@ def _closed(launcher: CloudLauncher) -> Iterator[Problem]:
                 yield (
                     "provider.use_internal_ips",
                     (
-                        "false gives every machine a public address, and Ray's template opens port 22 "
-                        "to everyone; write true, and log in from inside the network"
+                        "false gives every machine a public address, and Ray's template opens port "
+                        "22 to everyone; write true, and log in from inside the network"
                     ),
                 )
         case GcpLauncher():
@@ -204,8 +204,8 @@ def _closed(launcher: CloudLauncher) -> Iterator[Problem]:
                     yield (
                         f"available_node_types.{name}.node_config.networkInterfaces",
                         (
-                            "gives the machine a public address (Ray adds one where none are named); "
-                            "name a subnetwork, without accessConfigs"
+                            "gives the machine a public address (Ray adds one where none are "
+                            "named); name a subnetwork, without accessConfigs"
                         ),
                     )
 
@@ -220,8 +220,8 @@ def _aws_closed(launcher: AwsLauncher) -> Iterator[Problem]:
                 yield (
                     "provider.security_group.IpPermissions",
                     (
-                        f"port {rule.get('FromPort')} is open to {address}, which is everyone; name "
-                        "your network, or leave the rule out"
+                        f"port {rule.get('FromPort')} is open to {address}, which is everyone; "
+                        "name your network, or leave the rule out"
                     ),
                 )
     for name, kind in launcher.available_node_types.items():
@@ -242,8 +242,8 @@ def _starts(launcher: Common) -> Iterator[Problem]:
         yield (
             "head_start_ray_commands",
             (
-                "the dashboard would listen beyond the head; add --dashboard-host=127.0.0.1 and reach "
-                "it with `ray dashboard FILE`"
+                "the dashboard would listen beyond the head; add --dashboard-host=127.0.0.1 and "
+                "reach it with `ray dashboard FILE`"
             ),
         )
     if "--num-cpus=0" not in heads:
