@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 RUN ?= jobs/runs/demo.yaml
-CHECKED := pear_ray jobs tests scripts benchmarks
+CHECKED := pear_ray jobs tests scripts benchmarks docker
 
 .PHONY: help venv demo test test-gpu lint format docs bench lock clean
 
@@ -28,6 +28,7 @@ lint: venv ## the checks without the tests
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyrefly check --summary=none
 	@$(BIN)/python scripts/make_config_docs.py --check
+	@$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
 format: venv ## rewrite the code as ruff wants it
 	@$(BIN)/ruff check --quiet --fix $(CHECKED)
