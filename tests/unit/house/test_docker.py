@@ -41,7 +41,7 @@ def test_what_it_leaves_out_is_in_the_lock(lock: str) -> None:
         assert f"\n{name}==" in pins, name
 
 
-def test_without_a_node_it_is_well_and_with_a_mute_one_it_is_not(
+def test_a_node_that_does_not_answer_is_not_well(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = importlib.util.spec_from_file_location("healthcheck", ROOT / "docker/healthcheck.py")
