@@ -1,4 +1,4 @@
-"""The Dockerfiles copy what is there, run as a user, and the health check tells a node from none."""
+"""The Dockerfiles copy what is there and end as a user; the health check tells a mute node."""
 
 import importlib.util
 import re
