@@ -144,9 +144,9 @@ class Common(Section):
     docker: Docker
     file_mounts: dict[str, str]
     initialization_commands: list[str]
-    setup_commands: list[str] = Field(default=[])
-    head_setup_commands: list[str] = Field(default=[])
-    worker_setup_commands: list[str] = Field(default=[])
+    setup_commands: list[str] | None = None
+    head_setup_commands: list[str] | None = None
+    worker_setup_commands: list[str] | None = None
     head_start_ray_commands: Names
     worker_start_ray_commands: Names
     cluster_synced_files: list[str] = Field(default=[])

@@ -237,6 +237,9 @@ def _aws_closed(launcher: AwsLauncher) -> Iterator[Problem]:
 
 
 def _starts(launcher: Common) -> Iterator[Problem]:
+    for field in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
+        if getattr(launcher, field) is None:
+            yield field, "missing: Ray puts in its own, which install another Ray; write []"
     heads = " ".join(launcher.head_start_ray_commands)
     if "--dashboard-host=127.0.0.1" not in heads and "--dashboard-host=localhost" not in heads:
         yield (

@@ -22,7 +22,8 @@ def prepared(tree: dict[str, Any]) -> dict[str, Any]:
 def test_ray_takes_it(name: str) -> None:
     tree = yaml.safe_load((CLUSTER / f"{name}.yaml").read_text(encoding="utf-8"))
     config = prepared(tree)
-    # What Ray would fill in itself listens everywhere.
+    # What Ray would fill in itself installs another Ray, and listens everywhere.
+    assert config["head_setup_commands"] == config["worker_setup_commands"] == []
     assert config["head_start_ray_commands"] == tree["head_start_ray_commands"]
     assert config["idle_timeout_minutes"] == 10
     assert config["metadata"] == tree["metadata"]

@@ -22,7 +22,10 @@ def test_it_copies_what_is_there_and_ends_as_a_user(file: Path) -> None:
         if not name.startswith("--")
     ]
     assert {"pear_ray", "jobs", "docker/healthcheck.py"} <= set(copied)
-    assert all((ROOT / name).exists() for name in copied)
+    sdks = [f"docker/sdk/{name}.txt" for name in ("aws", "gcp", "azure")]
+    assert all((ROOT / name).exists() for name in [*copied, *sdks] if "$" not in name)
+    # The autoscaler runs in the head's container: it logs in to new machines and brings files.
+    assert {"openssh-client", "rsync", "wget"} <= set(text.split())
     # A pin of the base, a number that a host can check, and a login shell that finds the venv.
     assert re.findall(r"^FROM \S+:(?!latest)\S*\d", text, flags=re.MULTILINE)
     assert re.findall(r"^USER (.+)$", text, flags=re.MULTILINE) == ["1000"]
@@ -58,3 +61,14 @@ def test_a_node_that_does_not_answer_is_not_well(
         finally:
             process.kill()
     assert "no answer from Ray's node at http://127.0.0.1:1/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docker" / "sdk").glob("*.txt")), ids=str)
+def test_a_providers_packages_are_pinned_and_agree_with_the_locks(file: Path) -> None:
+    pins = re.findall(r"^([a-z0-9._-]+)==(\S+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert pins
+    for lock in ("cpu", "gpu"):
+        text = (ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8")
+        locked = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", text, flags=re.MULTILINE))
+        for name, version in pins:
+            assert locked.get(name, version) == version
