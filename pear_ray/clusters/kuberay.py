@@ -4,9 +4,10 @@ Names and choices are those of the `ray.io/v1` types of KubeRay 1.6.2 (github.co
 kuberay, ray-operator/apis/ray/v1); ours is the smaller set, so that a typo is an error.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pear_ray.clusters.pods import (
     Container,
@@ -16,6 +17,7 @@ from pear_ray.clusters.pods import (
     NetworkPolicy,
     ObjectMeta,
     PersistentVolumeClaim,
+    PodMeta,
     PodTemplate,
     Quantity,
     Resources,
@@ -24,7 +26,8 @@ from pear_ray.config.base import Section
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 ELASTIC_ANNOTATION = "kueue.x-k8s.io/elastic-job"
-SHARED_STORAGE_ANNOTATION = "pear-ray/shared-storage"
+SHARED_STORAGE_ANNOTATION = "pear-ray/shared-storage"  # of the resource
+PRICE_ANNOTATION = "pear-ray/dollars-per-hour"  # of a pod's template: what its node costs
 
 
 class AutoscalerOptions(Section):
@@ -70,6 +73,21 @@ class WorkerGroup(Section):
     labels: dict[str, str] = Field(default={})
     resources: dict[str, str] = Field(default={})
     template: PodTemplate
+
+    @model_validator(mode="after")
+    def _price_is_a_number(self) -> "WorkerGroup":
+        text = (self.template.metadata or PodMeta()).annotations.get(PRICE_ANNOTATION)
+        if text is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+            raise ValueError(
+                f'annotation {PRICE_ANNOTATION} is {text!r}; write a number, as "55.04"'
+            )
+        return self
+
+    @property
+    def dollars_per_hour(self) -> float | None:
+        """What a pod's node costs; None where nobody said."""
+        text = (self.template.metadata or PodMeta()).annotations.get(PRICE_ANNOTATION)
+        return None if text is None else float(text)
 
     @property
     def container(self) -> Container:

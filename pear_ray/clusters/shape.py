@@ -202,7 +202,7 @@ def _group_kind(group: WorkerGroup) -> NodeKind:
         memory_bytes=num_bytes(limits["memory"]),
         max_nodes=group.maxReplicas * group.numOfHosts,
         is_spot=is_spot(group),
-        dollars_per_hour=None,
+        dollars_per_hour=group.dollars_per_hour,
     )
 
 

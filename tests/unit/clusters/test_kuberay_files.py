@@ -207,6 +207,21 @@ def test_a_mistake_is_named(tmp_path: Path, name: str, change: Change, message: 
     assert message in refusal(tmp_path, name, change)
 
 
+def test_a_price_stands_on_the_pods_of_a_group(tmp_path: Path) -> None:
+    def priced(text: str) -> Change:
+        note = {"pear-ray/dollars-per-hour": text}
+        return lambda t: group(t)["template"]["metadata"].update(annotations=note)
+
+    documents = copy.deepcopy(shipped("raycluster"))
+    priced("55.04")(documents[0])
+    file = tmp_path / "resources.yaml"
+    file.write_text("\n---\n".join(map(json.dumps, documents)), encoding="utf-8")
+    prices = {kind.name: kind.dollars_per_hour for kind in load_shape(file).workers}
+    assert prices == {"h100": 55.04, "h100-spot": None, "l4-spot": None}
+    said = refusal(tmp_path, "raycluster", priced("cheap"))
+    assert "annotation pear-ray/dollars-per-hour is 'cheap'; write a number" in said
+
+
 def test_a_file_without_a_cluster_is_no_cluster_file() -> None:
     with pytest.raises(ConfigError, match="holds PersistentVolumeClaim, and no RayCluster"):
         load_shape(KUBERAY / "storage-pvc.yaml")
