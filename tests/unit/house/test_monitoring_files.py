@@ -52,13 +52,9 @@ def test_every_query_of_ours_is_of_the_chosen_runs_and_names_its_series() -> Non
         for target in panel["targets"]:
             query, legend = target["expr"], target["legendFormat"]
             assert query.count("ray_pear_ray_") == query.count('{run=~"$run"'), query
-            for tag in re.findall(r"\{\{(\w+)\}\}", legend):  # the query keeps what it shows
-                assert (
-                    f"by ({tag}" in query
-                    or f", {tag}" in query
-                    or "ray_node" in query
-                    or ("ray_object" in query)
-                )
+            kept = re.search(r" by \(([^)]*)\)", query)  # none: of a node, and all of it is kept
+            shown = set(re.findall(r"\{\{(\w+)\}\}", legend))
+            assert kept is None or shown == set(kept.group(1).split(", ")), query
     (runs,) = [one for one in DASHBOARD["templating"]["list"] if one["name"] == "run"]
     assert runs["query"]["query"] == "label_values(ray_pear_ray_run_state, run)"
 
