@@ -75,9 +75,10 @@ class ClusterConfig(Section):
     step and while it starts. None: it may for ever."""
     on_stall: Literal["warn", "fail"] = "warn"
     """Whether the run goes on waiting then, with a warning, or ends."""
-    wait_for_devices_s: Annotated[float, Field(ge=0)] = 0.0
-    """How long to wait for the devices to appear (an autoscaling cluster) before saying they do not
-    fit."""
+    wait_for_devices_s: Annotated[float, Field(ge=0)] | None = None
+    """How long to wait, saying so, for devices that the cluster does not have before the run fails.
+    None: for ever on a cluster with an autoscaler that can start them, on any other not at all.
+    Devices that others are using are waited for in any case."""
 
 
 class TelemetryConfig(Section):
