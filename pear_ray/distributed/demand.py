@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.run import RunConfig
+from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.capacity import CPU_SHARE_LEFT, scorer_resources, worker_resources
 from pear_ray.records import HALF_STAGES
 
@@ -58,19 +59,20 @@ def stage_demand(config: RunConfig, stage: str) -> Demand | None:
     elif stage in ("score", "diagnose"):
         if stage == "score" and not config.models.behavior:
             return None
-        least = cluster.min_samplers or cluster.num_samplers
-        name = "min_samplers" if cluster.min_samplers else "num_samplers"
         whole = scorer_resources(config)
-        return Demand(
-            place=whole | {"CPU": whole["CPU"] * CPU_SHARE_LEFT},
-            count=least,
-            settings=f"cluster.{name}={least}",
-        )
+        return _of_engines(cluster, whole | {"CPU": whole["CPU"] * CPU_SHARE_LEFT})
     elif stage == "evaluate" or (stage == "collect" and isinstance(config.corpus, SampledCorpus)):
-        count, setting = cluster.num_samplers, f"cluster.num_samplers={cluster.num_samplers}"
+        return _of_engines(cluster, worker_resources(cluster))
     else:
         return None
     return Demand(place=worker_resources(cluster), count=count, settings=setting)
+
+
+def _of_engines(cluster: ClusterConfig, place: Mapping[str, float]) -> Demand:
+    """The engines that a stage begins with; it takes more as they come."""
+    name = "num_samplers" if cluster.min_samplers is None else "min_samplers"
+    count = cluster.min_samplers or cluster.num_samplers
+    return Demand(place=place, count=count, settings=f"cluster.{name}={count}")
 
 
 def places_on(node: Mapping[str, float], place: Mapping[str, float]) -> int:

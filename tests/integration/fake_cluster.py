@@ -67,6 +67,8 @@ class FakeCluster:
         settings.write_text(json.dumps(self._settings()), encoding="utf-8")
         ip, port = self.address.split(":")
         log = folder / "head.log"
+        inherited = dict(os.environ)
+        inherited.pop("CUDA_VISIBLE_DEVICES", None)  # with it, Ray looks for the GPUs
         with log.open("wb") as out:
             self._head = subprocess.Popen(
                 [
@@ -85,7 +87,7 @@ class FakeCluster:
                     "--object-store-memory=100000000",
                     "--disable-usage-stats",
                 ],
-                env=os.environ
+                env=inherited
                 | {
                     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
                     "RAY_FAKE_CLUSTER": "1",

@@ -50,7 +50,7 @@ def test_each_stage_asks_for_its_own_places() -> None:
         "score": 3,
         "sft": 4,
         "rl": 4,
-        "evaluate": 8,
+        "evaluate": 3,
     }
     # An engine of two devices, which leaves half of its CPUs to Ray Data's own tasks.
     assert asked["score"].place == {"CPU": 1.0, "GPU": 2.0}
