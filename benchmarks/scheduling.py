@@ -92,7 +92,7 @@ def main() -> None:
 
 def nothing() -> Callable[[dict[str, Any]], None]:
     """A loop that does nothing; made here, because workers cannot import this script."""
-    return lambda job: None
+    return lambda job: job.clear()
 
 
 def pool(config: RunConfig) -> None:
