@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psutil
@@ -16,10 +15,11 @@ VARIABLE = "GLOO_SOCKET_IFNAME"
 class HasAddress(Protocol):
     """An address of an interface, as psutil gives it."""
 
-    address: str
+    @property
+    def address(self) -> str:
+        """As text."""
 
 
-@dataclass
 class MeetingConfig(TorchConfig):
     """How a group is formed, on whatever hosts.
 

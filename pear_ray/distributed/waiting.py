@@ -120,11 +120,11 @@ class _Wait:
     def until_there(self) -> None:
         demand = self._demand
         group = placement_group([dict(demand.place) for _ in range(demand.count)], strategy="PACK")
-        ready, began, short_since = group.ready(), time.monotonic(), None
+        began, short_since = time.monotonic(), None
         try:
             with gracefully(lambda: None):  # Ray waits in C, where an exception would be lost
                 while not stop_asked():
-                    if ray.wait([ready], timeout=LOOK_S)[0]:
+                    if group.wait(LOOK_S):
                         self._said.over()
                         return
                     if time.monotonic() - began < QUIET_S:
