@@ -20,6 +20,7 @@ from pear_ray.distributed.autoscaler import (
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.distributed.demand import (
     Demand,
+    NodeType,
     amounts,
     fits,
     infeasible_words,
@@ -201,6 +202,8 @@ def _looked_after(demand: Demand, say: Say) -> Iterator[None]:
 
 def _watch(demand: Demand, said: "_Said", over: threading.Event) -> None:
     short_since: float | None = None
+    types: Sequence[NodeType] | None = None
+    looked = False
     while not over.wait(LOOK_S):
         try:
             nodes = alive_nodes()
@@ -213,7 +216,10 @@ def _watch(demand: Demand, said: "_Said", over: threading.Event) -> None:
                 continue
             free = ray.available_resources().get(demand.device, 0.0)
             now = outlook()
-            starting = starting_words(demand, now, None)
+            if now.starting and not looked:
+                autoscaler, looked = find_autoscaler(), True
+                types = None if autoscaler is None else autoscaler.types
+            starting = starting_words(demand, now, types)
             said.say(waiting_words(demand, nodes, free=free, starting=starting, failed=now.failed))
         except (ray.exceptions.RayError, RuntimeError) as error:  # words never fail a run
             _logger.debug("cannot look at the cluster: %s", error)

@@ -48,7 +48,7 @@ def test_a_cluster_that_does_not_grow_is_not_waited_for_for_ever(local_ray: None
     require_feasible(patient, ["sft"])
     said: list[str] = []
     with (
-        pytest.raises(CapacityError, match="lower cluster.num_trainers=3, give the cluster more"),
+        pytest.raises(CapacityError, match=r"lower cluster\.num_trainers=3, give the cluster more"),
         devices_for(patient, "sft", say=lambda kind, words: said.append(words)),
     ):
         pass
