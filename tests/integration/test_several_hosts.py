@@ -209,7 +209,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"score": "kill", "sft": "cut", "rl": "kill"},
         {"score": "cut", "sft": "kill", "rl": "cut"},
     ],
-    ids=["killed, cut off, killed", "cut off, killed, cut off"],
+    ids=["kill-cut-kill", "cut-kill-cut"],
 )
 def test_a_run_that_loses_hosts_leaves_what_one_on_one_machine_does(
     undisturbed: Path, hosts: Hosts, how: dict[str, str]

@@ -40,16 +40,16 @@ def test_what_others_have_is_waited_for_with_words(local_ray: None) -> None:
 
 
 def test_a_cluster_that_does_not_grow_is_not_waited_for_for_ever(local_ray: None) -> None:
-    config = cpu_config(num_trainers=3)
-    with pytest.raises(CapacityError, match=r"^asked for 3 CPU, the cluster has 2: lower"):
+    config = cpu_config(num_trainers=4)
+    with pytest.raises(CapacityError, match=r"^asked for 4 CPU, the cluster has 2: lower"):
         require_feasible(config, ["collect", "sft"])
     require_feasible(config, ["score"])
-    patient = cpu_config(num_trainers=3, wait_for_devices_s=1.0)
+    patient = cpu_config(num_trainers=4, wait_for_devices_s=1.0)
     require_feasible(patient, ["sft"])
     said: list[str] = []
     with (
-        pytest.raises(CapacityError, match=r"lower cluster\.num_trainers=3, give the cluster more"),
+        pytest.raises(CapacityError, match=r"lower cluster\.num_trainers=4, give the cluster more"),
         devices_for(patient, "sft", say=lambda kind, words: said.append(words)),
     ):
         pass
-    assert said == ["waiting for 3 CPU: cluster has 2"]
+    assert said == ["waiting for 4 CPU: cluster has 2"]
