@@ -312,15 +312,17 @@ def _run_stages(
 def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:
     """Connect to Ray for all stages together; what to do with each new record there."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
+    from pear_ray.distributed.job_line import JobLine  # noqa: PLC0415
     from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
 
     session = open_things.enter_context(ray_session(config.cluster))
     wait_for_capacity(config)
     if session.dashboard_url:
         sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
-    light = open_things.enter_context(beacon(config))
+    light, line = open_things.enter_context(beacon(config)), JobLine()
 
     def show(record: Record) -> None:
+        line.take(record)
         if isinstance(record, MetricRecord):
             light.show(record.stage, record.step, record.num_steps, record.metrics)
 
