@@ -7,7 +7,7 @@ import os
 import time
 
 import ray
-from ray._private.ray_constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.dashboard.modules.job.common import (
     JOB_ID_METADATA_KEY,
     JobInfoStorageClient,

@@ -154,16 +154,24 @@ def _send(client: Client, target: Target, secrets: dict[str, str]) -> str:
     _say(f"sending {len(files):,} files of {target.root} ({size:.1f} MiB)")
     job_id = next_id(sent_jobs(client), target.name)
     with named_errors(client.get_address()):
-        return client.submit_job(
-            entrypoint=target.entrypoint,
-            submission_id=job_id,
-            runtime_env={
-                "working_dir": str(target.root),
-                "excludes": excludes,
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)} | secrets,
-            },
-            metadata=target.metadata,
-        )
+        try:
+            return client.submit_job(
+                entrypoint=target.entrypoint,
+                submission_id=job_id,
+                runtime_env={
+                    "working_dir": str(target.root),
+                    "excludes": excludes,
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)} | secrets,
+                },
+                metadata=target.metadata,
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+            raise ClusterError(
+                f"job {job_id} was sent by another command at this moment; the same command again "
+                "attaches to it"
+            ) from error
 
 
 def _values_of(names: Sequence[str]) -> dict[str, str]:
@@ -215,5 +223,6 @@ def _say(line: str) -> None:
 
 def _quieten() -> None:
     """Keep Ray's own words about uploads and sockets off the terminal."""
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("dashboard_sdk", "job.sdk"):  # which set a level of their own
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
