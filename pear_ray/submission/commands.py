@@ -25,6 +25,7 @@ DETACHED = 130  # the shell's convention for a Ctrl-C
 STOP_WAIT_S = 900
 POLL_S = 2.0
 SAY_EVERY_S = 15.0
+PIPED_WIDTH = 200  # of the table where there is no terminal to say how wide it is
 _STYLE = {
     JobStatus.RUNNING: "bold cyan",
     JobStatus.SUCCEEDED: "green",
@@ -73,7 +74,10 @@ def list_jobs(*, address: str | None) -> int:
     if not jobs:
         _say("no job was sent yet; `pear submit RUN.yaml` sends one")
         return 0
-    Console().print(jobs_table(jobs, now=time.time()))
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(jobs_table(jobs, now=time.time()))
     return 0
 
 

@@ -21,7 +21,7 @@ from pear_ray.telemetry.metrics_log import MetricRecord, read_metrics
 
 RUN_FILE = "jobs/runs/suffix.yaml"
 SECRET = "hf_not_a_real_token_but_nobodys_business"
-SETTINGS = ("sft.num_epochs=1", "sft.checkpoint_every=1000", "name=job")
+SETTINGS = ("sft.num_epochs=60", "sft.checkpoint_every=1000", "name=job")
 
 
 @pytest.fixture(scope="module")
@@ -171,20 +171,21 @@ class OldDashboard(http.server.BaseHTTPRequestHandler):
 @pytest.mark.slow
 def test_a_killed_job_goes_on_to_the_same_result(head: Head, tmp_path: Path) -> None:
     """Sent, followed, its driver killed with SIGKILL, and sent again; against one left alone."""
-    stop = ("sft.checkpoint_every=2", "rl.num_steps=2", "evaluate.num_samples=8")
+    short = ("sft.num_epochs=4", "sft.checkpoint_every=2", "rl.num_steps=2")
+    short += ("evaluate.num_samples=8",)
     calm, struck = tmp_path / "calm", tmp_path / "struck"
-    undisturbed = head.start(*submitted(calm, *stop, "name=calm", "--follow"))
+    undisturbed = head.start(*submitted(calm, *short, "name=calm", "--follow"))
     text = undisturbed.communicate(timeout=500)[0]
     assert undisturbed.returncode == 0, text
 
-    client = head.start(*submitted(struck, *stop, "name=struck", "--follow"))
+    client = head.start(*submitted(struck, *short, "name=struck", "--follow"))
     read_until(client, r"sft step [5-9]\d*/")
     driver_of(struck / "struck").send_signal(signal.SIGKILL)
     text = client.communicate(timeout=120)[0]
     assert client.returncode in {1, 128 + signal.SIGKILL}, text
     assert "submitted again it goes on" in text
 
-    again = head.start(*submitted(struck, *stop, "name=struck", "--follow"))
+    again = head.start(*submitted(struck, *short, "name=struck", "--follow"))
     text = again.communicate(timeout=500)[0]
     assert again.returncode == 0, text
     assert "struck-2" in text
