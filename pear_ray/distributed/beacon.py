@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -24,6 +25,7 @@ class RunBeacon:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
         self._steps: dict[str, int] = {}
+        self._newest: dict[str, int] = {}
         self._moved = asyncio.Condition()
 
     def __repr__(self) -> str:
@@ -31,15 +33,17 @@ class RunBeacon:
         return f"pear_ray {self._run}"
 
     async def show(
-        self, stage: str, step: int, num_steps: int, metrics: Mapping[str, float]
+        self, number: int, stage: str, step: int, num_steps: int, metrics: Mapping[str, float]
     ) -> None:
-        """Take over a step's numbers."""
-        self._set("stage_step", stage, float(step))
-        self._set("stage_steps", stage, float(num_steps))
-        for name, value in metrics.items():
-            self._set(name, stage, value)
+        """Take over a step's numbers; `number` counts the calls, which may overtake each other."""
+        if number > self._newest.get(stage, -1):
+            self._newest[stage] = number
+            self._set("stage_step", stage, float(step))
+            self._set("stage_steps", stage, float(num_steps))
+            for name, value in metrics.items():
+                self._set(name, stage, value)
         async with self._moved:
-            self._steps[stage] = step
+            self._steps[stage] = max(step, self._steps.get(stage, 0))
             self._moved.notify_all()
 
     async def mark(self, stage: str, step: int) -> None:
@@ -94,6 +98,7 @@ class BeaconHandle:
             .remote(config.name)
         )
         self._marks: dict[str, list[ray.ObjectRef]] = {}
+        self._sent = itertools.count()
         self._last: ray.ObjectRef | None = None
 
     def show(self, stage: str, step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
@@ -107,7 +112,8 @@ class BeaconHandle:
             name = f"{stage} step" if each == 1 else f"{stage} {each} steps"
             mark = self._actor.mark.options(name=name)
             self._marks[stage] = [mark.remote(stage, done) for done in steps]
-        self._last = self._actor.show.remote(stage, step, num_steps, dict(metrics))
+        number = next(self._sent)
+        self._last = self._actor.show.remote(number, stage, step, num_steps, dict(metrics))
 
     def close(self) -> None:
         """End the beacon, after it has heard the last number."""

@@ -16,7 +16,7 @@ from ray.dashboard.modules.job.common import (
 
 from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.metrics_log import EventRecord, Record
-from pear_ray.telemetry.view import event_line, step_line
+from pear_ray.telemetry.view import event_line, short_line
 
 PAUSE_S = 2.0
 _logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class JobLine:
             return
         self._written = now
         stage = self._state.stages[record.stage]
-        line = event_line(self._state, record) if is_event else step_line(stage, record.time)
+        line = event_line(self._state, record) if is_event else short_line(stage, record.time)
         try:
             asyncio.run(self._client.put_status(self._job_id, JobStatus.RUNNING, message=line))
         except (RuntimeError, OSError, ray.exceptions.RaySystemError) as error:
