@@ -18,6 +18,7 @@ PAGES = {
     "diagnose": "diagnose/diagnose.html",
     "ready": "ready/ready.html",
 }  # what to look at, where it is not the report
+JOB_COMMANDS = ("submit", "jobs", "logs", "stop")
 INTERRUPTED = 130  # the shell's convention for a Ctrl-C
 
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "doctor":
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
-    if parsed.command in {"study", "status", "compare"}:
+    if parsed.command in {"study", "status", "compare", *JOB_COMMANDS}:
         return _beyond_one_run(parsed)
     if parsed.command == "inspect":
         _quieten()
@@ -122,11 +123,30 @@ def _study(parsed: argparse.Namespace) -> int:
 
 
 def _beyond_one_run(parsed: argparse.Namespace) -> int:
+    if parsed.command in JOB_COMMANDS:
+        return _on_cluster(parsed)
     if parsed.command == "study":
         return _study(parsed)
     if parsed.command == "status":
         return _status(parsed.run_dir)
     return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
+
+
+def _on_cluster(parsed: argparse.Namespace) -> int:
+    address = parsed.address
+    if parsed.command == "submit":
+        # Before Ray is imported, which takes longer than to say what is wrong with the file.
+        target = importlib.import_module("pear_ray.submission.target").load_target(
+            parsed.run_file, parsed.overrides, stage=parsed.stage, is_study=parsed.study
+        )
+        commands = importlib.import_module("pear_ray.submission.commands")
+        return commands.submit(target, address=address, follow_it=parsed.follow, secrets=parsed.env)
+    commands = importlib.import_module("pear_ray.submission.commands")
+    if parsed.command == "jobs":
+        return commands.list_jobs(address=address)
+    if parsed.command == "logs":
+        return commands.logs(parsed.job, address=address, follow_it=parsed.follow)
+    return commands.stop(parsed.job, address=address)
 
 
 def _status(run_dir: Path) -> int:
