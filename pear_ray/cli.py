@@ -51,8 +51,12 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "inspect":
         _quieten()
         inspection = importlib.import_module("pear_ray.inspection")
+        reading = importlib.import_module("pear_ray.artifacts.stored.reading")
         return inspection.run_inspect(
-            parsed.artifact, num_rows=parsed.rows, step=parsed.step, html=parsed.html
+            reading.see_artifact(parsed.artifact),
+            num_rows=parsed.rows,
+            step=parsed.step,
+            html=parsed.html,
         )
     config = load_run(parsed.run_file, parsed.overrides)
     if parsed.command == "plan":
@@ -83,6 +87,8 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         readiness = importlib.import_module("pear_ray.reporting.readiness.page")
         sys.stdout.write(readiness.readiness_text(run_dir / only))
     page = PAGES.get(parsed.stage, "report/report.html")
+    if "://" in config.output_dir:
+        sys.stdout.write(f"kept in:    {config.output_dir.partition('?')[0]}/{config.name}\n")
     sys.stdout.write(f"run folder: {run_dir}\n")
     if (run_dir / page).exists():
         sys.stdout.write(f"report:     {run_dir / page}\n")
@@ -113,16 +119,24 @@ def _beyond_one_run(parsed: argparse.Namespace) -> int:
     return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
 
 
-def _status(run_dir: Path) -> int:
+def _status(location: str) -> int:
     from rich.console import Console
 
-    from pear_ray.telemetry.status import render_status
+    from pear_ray.artifacts.stored.location import is_uri, without_query
+    from pear_ray.artifacts.stored.reading import see_run
+    from pear_ray.telemetry.status import LOCK_FILE, process_alive, render_status
 
-    Console().print(render_status(run_dir))
+    seen = see_run(location)
+    alive, place = process_alive(seen.path / LOCK_FILE), ""
+    if is_uri(location):
+        alive, place = seen.is_driven, without_query(location)
+    Console().print(render_status(seen.path, alive=alive, place=place))
     return 0
 
 
-def _compare(run_dirs: Sequence[Path], *, out: Path | None, as_json: bool) -> int:
+def _compare(locations: Sequence[str], *, out: Path | None, as_json: bool) -> int:
+    reading = importlib.import_module("pear_ray.artifacts.stored.reading")
+    run_dirs = [reading.see_artifact(location) for location in locations]
     compare_page = importlib.import_module("pear_ray.reporting.comparison.page")
     if as_json:
         sys.stdout.write(compare_page.comparison_json(run_dirs))

@@ -1,6 +1,7 @@
 """Stages in order, passing over what is complete and current."""
 
 import contextlib
+import functools
 import importlib
 import json
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from pear_ray import preflight
 from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
+from pear_ray.artifacts.stored.run import RunFolder, run_folder
 from pear_ray.config.corpus import DatasetCorpus, SampledCorpus, sampling_seed
 from pear_ray.config.evaluate import CHECKPOINTS, suites_of
 from pear_ray.config.run import RunConfig, dump_run
@@ -209,7 +211,24 @@ def run(
     Raises:
         PearRayError: A stage could not start or failed. What was complete stays complete.
     """
-    run_dir = run_dirs.run_path(config.output_dir, config.name)
+    wait_s = config.cluster.wait_for_store_s
+    with run_folder(config.output_dir, config.name, wait_s=wait_s) as folder:
+        if only == "rl_train":  # what it trains on is part of its identity
+            folder.bring(only, unfinished=False)
+        _run(config, folder, only=only, reuse_from=reuse_from, rollouts=rollouts, without=leave_out)
+        return folder.path
+
+
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    only: str | None,
+    reuse_from: Sequence[Path],
+    rollouts: Path | None,
+    without: Sequence[str],
+) -> None:
+    run_dir = folder.path
     run_dirs.check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
     stages = plan(config, run_dir, models, only=only, reuse_from=reuse_from, rollouts=rollouts)
@@ -234,10 +253,10 @@ def run(
         (run_dir / CONFIG_FILE).write_text(dump_run(config), encoding="utf-8")
         attempt = run_dirs.next_attempt(run_dir)
         for stage in taken(stages, only):
-            _take_over(config, run_dir, stage, attempt=attempt)
-        wanted = [s for s in stages if only in (None, s.name) and s.name not in leave_out]
-        _run_stages(config, run_dir, wanted, attempt=attempt)
-    return run_dir
+            with folder.quiet():
+                _take_over(config, run_dir, stage, attempt=attempt)
+        wanted = [s for s in stages if only in (None, s.name) and s.name not in without]
+        _run_stages(config, folder, wanted, attempt=attempt)
 
 
 def check_sources(config: RunConfig, run_dir: Path, collect: PlannedStage, models: Models) -> None:
@@ -283,8 +302,9 @@ def _take_over(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt
 
 
 def _run_stages(
-    config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage], *, attempt: int
+    config: RunConfig, folder: RunFolder, stages: Sequence[PlannedStage], *, attempt: int
 ) -> None:
+    run_dir = folder.path
     tree = json.loads(config.model_dump_json())
     warn = _log(config, run_dir, stages[0].name, attempt).event
     trackers = open_trackers(
@@ -304,7 +324,8 @@ def _run_stages(
                 raise StopRequested(
                     f"stopped before {stage.name}, as SIGTERM asked; run the same command to go on"
                 )
-            _run_stage(config, run_dir, stage, attempt=attempt)
+            _run_stage(config, folder, stage, attempt=attempt)
+            folder.settle(stage.name)
             if stage.name == "collect" and "sft" in to_make:  # before anything is scored
                 preflight.check_collected_sources(config, run_dir / stage.name)
 
@@ -327,12 +348,16 @@ def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[
     return show
 
 
-def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt: int) -> None:
+def _run_stage(config: RunConfig, folder: RunFolder, stage: PlannedStage, *, attempt: int) -> None:
+    run_dir = folder.path
     log = _log(config, run_dir, stage.name, attempt)
     if stage.is_made:
         log.event("stage_skipped", _why_skipped(stage))
         return
-    resumed = manifest.begin(run_dir / stage.name, stage.fingerprint)
+    folder.say_through(functools.partial(log.event, "warning"))
+    folder.bring(stage.name, unfinished=manifest.is_begun(run_dir / stage.name, stage.fingerprint))
+    with folder.quiet():
+        resumed = manifest.begin(run_dir / stage.name, stage.fingerprint)
     log.event("stage_started", "goes on where it stopped" if resumed else "begins")
     started = time.monotonic()
     module = importlib.import_module(f"pear_ray.stages.{stage.name}")

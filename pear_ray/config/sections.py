@@ -78,6 +78,9 @@ class ClusterConfig(Section):
     wait_for_devices_s: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for the devices to appear (an autoscaling cluster) before saying they do not
     fit."""
+    wait_for_store_s: Annotated[float, Field(gt=0)] = 120.0
+    """How long the end of a stage waits for a store (`output_dir`) that does not answer, before the
+    run ends."""
 
 
 class TelemetryConfig(Section):
