@@ -314,7 +314,7 @@ def _run_stages(
         on_record = None
         # In a host the study around it shows where its runs are.
         if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
-            on_record = _connect(config, open_things)
+            on_record = _connect(config, run_dir, open_things)
         names = [stage.name for stage in stages]
         to_make = [stage.name for stage in stages if not stage.is_made]
         open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
@@ -330,13 +330,17 @@ def _run_stages(
                 preflight.check_collected_sources(config, run_dir / stage.name)
 
 
-def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:
+def _connect(
+    config: RunConfig, run_dir: Path, open_things: contextlib.ExitStack
+) -> Callable[[Record], None]:
     """Connect to Ray for all stages together; what to do with each new record there."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
+    from pear_ray.distributed.reachable import check_reachable  # noqa: PLC0415
     from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
 
     session = open_things.enter_context(ray_session(config.cluster))
     wait_for_capacity(config)
+    check_reachable(run_dir, stored="://" in config.output_dir)
     if session.dashboard_url:
         sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
     light = open_things.enter_context(beacon(config))

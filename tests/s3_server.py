@@ -28,7 +28,13 @@ class S3Server:
     process: subprocess.Popen[bytes]
 
     def client(self) -> Any:
-        return boto3.client("s3", endpoint_url=self.url, region_name="us-east-1")
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id="a-key-of-this-test",
+            aws_secret_access_key=SECRET,
+        )
 
     def location(self, inside: str) -> str:
         """The URI of what is `inside` the server: a bucket, and maybe a folder."""
