@@ -87,8 +87,6 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         readiness = importlib.import_module("pear_ray.reporting.readiness.page")
         sys.stdout.write(readiness.readiness_text(run_dir / only))
     page = PAGES.get(parsed.stage, "report/report.html")
-    if "://" in config.output_dir:
-        sys.stdout.write(f"kept in:    {config.output_dir.partition('?')[0]}/{config.name}\n")
     sys.stdout.write(f"run folder: {run_dir}\n")
     if (run_dir / page).exists():
         sys.stdout.write(f"report:     {run_dir / page}\n")

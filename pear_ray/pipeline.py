@@ -9,24 +9,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pear_ray import preflight
 from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.artifacts.stored.run import RunFolder, run_folder
-from pear_ray.config.corpus import DatasetCorpus, SampledCorpus, sampling_seed
-from pear_ray.config.evaluate import CHECKPOINTS, suites_of
+from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.run import RunConfig, dump_run
-from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.distributed.in_process import is_host
 from pear_ray.engines.model_files import by_source_name
 from pear_ray.errors import ArtifactError, PearRayError, StopRequested
+from pear_ray.identities import fingerprints
 from pear_ray.preflight import Models
 from pear_ray.records import HALF_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
-from pear_ray.tasks.difficulty import describe_band, rates_content
+from pear_ray.tasks.difficulty import describe_band
 from pear_ray.tasks.problem_sets import content_of
 from pear_ray.telemetry.live import LiveView
 from pear_ray.telemetry.metrics_log import (
@@ -68,83 +66,6 @@ class PlannedStage:
     def is_made(self) -> bool:
         """Whether nothing has to run for it."""
         return self.is_current or self.reuse_from is not None
-
-
-def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
-    """Identity of every stage's artifact: its own config, and the identities of what it reads."""
-    tree = _without_newer_keys(json.loads(config.model_dump_json()))
-    engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
-    # Not the number of trainers: rows, seeds and the sums of a step are the same with any, and a
-    # stage that was stopped goes on with another.
-    group = engine | {"seed": config.seed}
-    found: dict[str, str] = {}
-
-    def add(stage: str, settings: Any, **inputs: str) -> None:
-        found[stage] = manifest.fingerprint(stage=stage, config=settings, inputs=inputs)
-
-    if isinstance(config.corpus, DatasetCorpus):
-        settings = {name: value for name, value in tree["corpus"].items() if name != "path"}
-        add(
-            "collect",
-            [settings, config.models.max_model_len],
-            rows=corpus_fingerprint(config.corpus),
-            policy=models.policy_fingerprint,
-            aligned=models.behavior_fingerprint if config.models.align == "bytes" else "",
-        )
-    else:
-        add(
-            "collect",
-            [tree["corpus"], engine, sampling_seed(config.corpus, run_seed=config.seed)],
-            **content_of(config.corpus.problems),
-            behavior=models.behavior_fingerprint,
-            policy=models.policy_fingerprint,
-        )
-    add(
-        "score",
-        [tree["score"], engine, config.models.align],
-        corpus=found["collect"],
-        behavior=models.behavior_fingerprint,
-    )
-    add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
-    problems = content_of(config.rl.problems) | rates_content(config.rl)
-    add("rl", [tree["rl"], group], sft=found["sft"], **problems)
-    suites = _suite_contents(config)
-    settings = [tree["evaluate"], engine, config.seed]
-    add("evaluate", settings, sft=found["sft"], rl=found["rl"], **suites)
-    add("report", tree["name"], **found)
-    add(
-        "diagnose",
-        [tree["sft"]["weights"], engine],
-        scored=found["score"],
-        policy=models.policy_fingerprint,
-    )
-    ready = [tree["ready"], replay.starting_settings(config), group]
-    add("ready", ready, sft=found["sft"], policy=models.policy_fingerprint, **problems)
-    return found
-
-
-def _without_newer_keys(tree: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings less the keys that came later, where it does not use them.
-
-    Such a run is what it was before there were any.
-    """
-    if not tree["evaluate"]["suites"]:
-        del tree["evaluate"]["suites"]
-    if tree["evaluate"]["checkpoints"] == [*CHECKPOINTS]:
-        del tree["evaluate"]["checkpoints"]
-    if tree["sft"]["weights"].get("control") == "none":
-        del tree["sft"]["weights"]["control"]
-    tree["corpus"].pop("seed", None)  # who samples with which seed is told apart by the seed itself
-    return tree
-
-
-def _suite_contents(config: RunConfig) -> dict[str, str]:
-    """What the identity of the evaluation says of its problems' content."""
-    return {
-        key if suite.key == "evaluate" else f"{key} of {suite.name}": content
-        for suite in suites_of(config.evaluate)
-        for key, content in content_of(suite.problems).items()
-    }
 
 
 def plan(
@@ -216,7 +137,8 @@ def run(
         if only == "rl_train":  # what it trains on is part of its identity
             folder.bring(only, unfinished=False)
         _run(config, folder, only=only, reuse_from=reuse_from, rollouts=rollouts, without=leave_out)
-        return folder.path
+    sys.stdout.write(folder.kept)
+    return folder.path
 
 
 def _run(
@@ -314,7 +236,9 @@ def _run_stages(
         on_record = None
         # In a host the study around it shows where its runs are.
         if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
-            on_record = _connect(config, run_dir, open_things)
+            on_record = _connect(config, open_things)
+            reachable = importlib.import_module("pear_ray.distributed.reachable")
+            reachable.check_reachable(run_dir, stored="://" in config.output_dir)
         names = [stage.name for stage in stages]
         to_make = [stage.name for stage in stages if not stage.is_made]
         open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
@@ -330,17 +254,13 @@ def _run_stages(
                 preflight.check_collected_sources(config, run_dir / stage.name)
 
 
-def _connect(
-    config: RunConfig, run_dir: Path, open_things: contextlib.ExitStack
-) -> Callable[[Record], None]:
+def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:
     """Connect to Ray for all stages together; what to do with each new record there."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
-    from pear_ray.distributed.reachable import check_reachable  # noqa: PLC0415
     from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
 
     session = open_things.enter_context(ray_session(config.cluster))
     wait_for_capacity(config)
-    check_reachable(run_dir, stored="://" in config.output_dir)
     if session.dashboard_url:
         sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
     light = open_things.enter_context(beacon(config))

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -121,13 +123,41 @@ def test_a_push_that_breaks_off_leaves_no_whole_artifact(
         manifest.complete(stage_dir, counts={})
         folder.settle("score")
     assert "score/manifest.json" not in names(server)
-    first = os.environ[CACHE_VARIABLE]
+    (tmp_path / "more").write_text("more", encoding="utf-8")
+    with driven(server):
+        assert {"score/more", "score/manifest.json"} <= names(server)
+
+
+def test_a_driver_killed_while_it_pushes_leaves_no_whole_artifact(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process of its own pushes 60 MB in 30 files, and is killed at the first of them."""
+    with driven(server) as folder:
+        claim(folder.path, name="demo")
+    program = (
+        "import sys; from pear_ray.artifacts import manifest; "
+        "from pear_ray.artifacts.stored.run import run_folder\n"
+        "with run_folder(sys.argv[1], 'demo', wait_s=60) as folder:\n"
+        "    with folder.quiet():\n"
+        "        manifest.begin(folder.path / 'score', 'one')\n"
+        "        for n in range(30): (folder.path / f'score/rows-{n}').write_bytes(bytes(2**21))\n"
+        "        manifest.complete(folder.path / 'score', counts={})\n"
+        "    folder.settle('score')\n"
+    )
+    since = server.num_requests()
+    process = subprocess.Popen([sys.executable, "-c", program, server.location("runs/team")])
+    while not any(line.startswith("PUT /runs/team/demo/score/") for line in server.requests(since)):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    there = names(server)
+    assert 0 < len([name for name in there if name.startswith("score/rows-")]) < 30
+    assert "score/manifest.json" not in there
     elsewhere(monkeypatch, tmp_path, "second")
     with driven(server) as folder:
         assert not manifest.is_current(folder.path / "score", "one")
-    shutil.rmtree(tmp_path / "second")
-    (tmp_path / "more").write_text("more", encoding="utf-8")
-    monkeypatch.setenv(CACHE_VARIABLE, first)
+        assert not manifest.is_begun(folder.path / "score", "one")  # begun is told by its file too
 
 
 def test_everything_comes_back_on_an_empty_disk_by_need(
@@ -248,7 +278,7 @@ def test_of_two_machines_the_one_that_wrote_last_is_right(
     elsewhere(monkeypatch, tmp_path, "cache")
     with driven(server):
         assert not (first / "score" / "mine").exists()
-    assert "what" in caplog.text
+    assert "was written from elsewhere, or removed" in caplog.text
     (aside,) = first.parent.glob("demo.aside-*")
     assert (aside / "score" / "mine").read_text() == "never pushed"
 
@@ -331,27 +361,38 @@ def test_of_several_drivers_at_once_one_gets_the_run(server: S3Server) -> None:
     leases[0].give_back()
 
 
-def test_a_store_that_falls_silent_ends_the_run_with_what_is_where(
-    server: S3Server, tmp_path: Path
-) -> None:
-    """And the next driver of this machine pushes what is missing."""
+def test_a_store_that_stops_serving_ends_the_run_with_what_is_where(server: S3Server) -> None:
+    """It refuses everything from the middle on; the next driver here pushes what is missing."""
+    said: list[str] = []
+    with driven(server, wait_s=1.0) as folder:
+        make(folder, "collect", rows="c")
+        folder.say_through(said.append)
+        server.post("reset-auth", b"0")
+        with pytest.raises(StorageError) as caught:
+            make(folder, "score", rows="s")
+        copy = folder.path
+    server.post("reset-auth", b"inf")
+    assert "Safe there: collect. Only here, in " in str(caught.value)
+    assert "2 files" in str(caught.value)
+    assert len(said) == 1
+    assert f"the run goes on, and what it makes stays in {copy}" in said[0]
+    assert not any(name.startswith("score/") for name in names(server))
+    client = server.client()  # the claim of that driver, whose process would be gone by now
+    for each in client.list_objects_v2(Bucket="runs", Prefix="team/demo/.claims/")["Contents"]:
+        client.delete_object(Bucket="runs", Key=each["Key"])
+    with driven(server):
+        assert {"score/manifest.json", "score/rows"} <= names(server)
+
+
+def test_a_store_that_is_gone_is_told_of(server: S3Server, tmp_path: Path) -> None:
     with s3_server(tmp_path) as other:
         other.client().create_bucket(Bucket="runs")
-        said: list[str] = []
         with driven(other, wait_s=1.0) as folder:
-            make(folder, "collect", rows="c")
-            folder.say_through(said.append)
             other.process.terminate()
             other.process.wait()
-            with pytest.raises(StorageError) as caught:
+            with pytest.raises(StorageError, match="Safe there: no stage yet"):
                 make(folder, "score", rows="s")
-            copy = folder.path
-        message = str(caught.value)
-        assert "Safe there: collect. Only here, in " in message
-        assert "2 files" in message
-        assert len(said) == 1
-        assert f"the run goes on, and what it makes stays in {copy}" in said[0]
-    assert (copy / "score" / "rows").read_text() == "s"
+            assert (folder.path / "score" / "rows").read_text() == "s"
 
 
 @pytest.mark.parametrize(

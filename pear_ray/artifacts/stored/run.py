@@ -50,8 +50,8 @@ class RunFolder(Protocol):
         """Where its files are on this machine."""
 
     @property
-    def shown(self) -> str:
-        """How it is called to people."""
+    def kept(self) -> str:
+        """At the end, a line on where the run is kept if not in `path`; else nothing."""
 
     def say_through(self, say: Say) -> None:
         """From now on tell of trouble with the store through `say`."""
@@ -74,7 +74,7 @@ class LocalFolder:
     """A run that is kept where it is driven."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.shown = path, str(path)
+        self.path, self.kept = path, ""
 
     def say_through(self, say: Say) -> None:
         """Nothing can be told."""
@@ -93,9 +93,13 @@ class LocalFolder:
 class StoredFolder:
     """A run that is kept on a store, held by this driver, with its working copy here."""
 
-    def __init__(self, copy: RunCopy, lease: Lease, *, wait_s: float) -> None:
-        """Of a copy that is up to date; `settle` waits up to `wait_s` for a silent store."""
+    def __init__(self, copy: RunCopy, lease: Lease, *, wait_s: float, waited_s: float) -> None:
+        """Of a copy that is up to date, which took `waited_s`.
+
+        `settle` waits up to `wait_s` for a silent store.
+        """
         self._copy, self._lease, self._wait_s = copy, lease, wait_s
+        self._num_files, self._num_bytes, self._waited_s = 0, 0, waited_s
         self._say: Say = _logger.warning
         self._pusher = Pusher(copy)
         self._one_push = threading.RLock()
@@ -109,9 +113,12 @@ class StoredFolder:
         return self._copy.path
 
     @property
-    def shown(self) -> str:
-        """The run's place on the store, and its copy."""
-        return f"{self._copy.objects} (working copy: {self.path})"
+    def kept(self) -> str:
+        """The run's place on the store, and what it cost."""
+        return (
+            f"kept in:    {self._copy.objects} (pushed {self._num_files} files, "
+            f"{self._num_bytes / 10**6:.1f} MB; waited {self._waited_s:.1f} s for the store)\n"
+        )
 
     def start(self) -> None:
         """Push from now on, every few seconds."""
@@ -140,7 +147,7 @@ class StoredFolder:
                 return is_shown(name, stored)
             return owner in READS.get(stage, ()) and f"/{TRAIN}/" not in name
 
-        with self._one_push:
+        with self._waiting(), self._one_push:
             try:
                 self._copy.bring(wanted)
             except FAILURES as error:
@@ -156,26 +163,36 @@ class StoredFolder:
             StorageError: It did not answer for `wait_s`, or the run is another driver's now.
         """
         deadline = time.monotonic() + self._wait_s
-        while not self._push():
-            if self._lease.lost:
-                raise StorageError(
-                    f"{self._copy.objects}: {self._lease.lost}, while the store did not answer "
-                    f"here; what this driver made since is in {self.path} only, and is set aside "
-                    "when the run is driven here again"
-                )
-            if time.monotonic() > deadline:
-                raise StorageError(self._what_is_where(stage))
-            time.sleep(min(RETRY_S, self._wait_s / 10))
+        with self._waiting():
+            while not self._push():
+                if self._lease.lost:
+                    raise StorageError(
+                        f"{self._copy.objects}: {self._lease.lost}, while the store did not answer "
+                        f"here; what this driver made since is in {self.path} only, and is set "
+                        "aside when the run is driven here again"
+                    )
+                if time.monotonic() > deadline:
+                    raise StorageError(self._what_is_where(stage))
+                time.sleep(min(RETRY_S, self._wait_s / 10))
 
     def close(self) -> None:
         """Stop pushing and give the run back; what can be pushed is, once."""
-        self._ended.set()
-        self._thread.join()
-        if self._push():
-            with contextlib.suppress(*FAILURES):
-                self._copy.ledger.note_listing(self._copy.objects.list())
-                self._copy.ledger.save()
-        self._lease.give_back()
+        with self._waiting():
+            self._ended.set()
+            self._thread.join()
+            if self._push():
+                with contextlib.suppress(*FAILURES):
+                    self._copy.ledger.note_listing(self._copy.objects.list())
+                    self._copy.ledger.save()
+            self._lease.give_back()
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited_s += time.monotonic() - began
 
     def _keep_pushing(self) -> None:
         took = 0.0
@@ -190,7 +207,7 @@ class StoredFolder:
             if self._lease.lost:
                 return False
             try:
-                self._pusher.push()
+                num_files, num_bytes = self._pusher.push()
             except FAILURES as error:
                 if self._silent_since is None:
                     self._silent_since = time.monotonic()
@@ -200,6 +217,8 @@ class StoredFolder:
                         f"what it makes stays in {self.path} until it does"
                     )
                 return False
+            self._num_files += num_files
+            self._num_bytes += num_bytes
             if self._silent_since is not None:
                 silent_s = time.monotonic() - self._silent_since
                 self._silent_since = None
@@ -236,7 +255,7 @@ def run_folder(output_dir: str, name: str, *, wait_s: float) -> Iterator[RunFold
         yield LocalFolder(run_path(output_dir, name))
         return
     check_location(output_dir)
-    uri = inside(output_dir, name)
+    uri, began = inside(output_dir, name), time.monotonic()
     objects = ObjectFolder(uri)
     objects.check_reachable()
     copy, lease = RunCopy(objects, copy_path(uri, kind="runs")), Lease(objects)
@@ -249,7 +268,8 @@ def run_folder(output_dir: str, name: str, *, wait_s: float) -> Iterator[RunFold
     except BaseException:
         lease.give_back()
         raise
-    folder = StoredFolder(copy, lease, wait_s=wait_s)
+    waited_s = time.monotonic() - began
+    folder = StoredFolder(copy, lease, wait_s=wait_s, waited_s=waited_s)
     folder.start()
     try:
         yield folder
