@@ -56,12 +56,12 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_study(commands)
     status = commands.add_parser("status", help="where a run is, from any terminal")
-    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    status.add_argument("run_dir", metavar="RUN_DIR", help="a folder, or s3://BUCKET/FOLDER/NAME")
     _add_compare(commands)
     _add_jobs(commands)
     inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
     inspect.add_argument(
-        "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
+        "artifact", metavar="ARTIFACT", help="a stage's folder, or a Parquet file; also on s3://"
     )
     inspect.add_argument(
         "--rows",
@@ -114,7 +114,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     says = "several runs on one page: what differs in their settings, how they end, their curves"
     compare = commands.add_parser("compare", help=says, description=says)
-    compare.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    compare.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folders, or s3://...")
     compare.add_argument("--out", type=Path, metavar="FILE.html", help=f"the page ({COMPARISON})")
     compare.add_argument(
         "--json", action="store_true", help="print the table for machines, and write no page"

@@ -52,8 +52,12 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "inspect":
         _quieten()
         inspection = importlib.import_module("pear_ray.inspection")
+        reading = importlib.import_module("pear_ray.artifacts.stored.reading")
         return inspection.run_inspect(
-            parsed.artifact, num_rows=parsed.rows, step=parsed.step, html=parsed.html
+            reading.see_artifact(parsed.artifact),
+            num_rows=parsed.rows,
+            step=parsed.step,
+            html=parsed.html,
         )
     config = load_run(parsed.run_file, parsed.overrides)
     if parsed.command == "plan":
@@ -133,16 +137,24 @@ def _on_cluster(parsed: argparse.Namespace) -> int:
     return commands.stop(parsed.job, address=address)
 
 
-def _status(run_dir: Path) -> int:
+def _status(location: str) -> int:
     from rich.console import Console
 
-    from pear_ray.telemetry.status import render_status
+    from pear_ray.artifacts.stored.location import is_uri, without_query
+    from pear_ray.artifacts.stored.reading import see_run
+    from pear_ray.telemetry.status import LOCK_FILE, process_alive, render_status
 
-    Console().print(render_status(run_dir))
+    seen = see_run(location)
+    alive, place = process_alive(seen.path / LOCK_FILE), ""
+    if is_uri(location):
+        alive, place = seen.is_driven, without_query(location)
+    Console().print(render_status(seen.path, alive=alive, place=place))
     return 0
 
 
-def _compare(run_dirs: Sequence[Path], *, out: Path | None, as_json: bool) -> int:
+def _compare(locations: Sequence[str], *, out: Path | None, as_json: bool) -> int:
+    reading = importlib.import_module("pear_ray.artifacts.stored.reading")
+    run_dirs = [reading.see_artifact(location) for location in locations]
     compare_page = importlib.import_module("pear_ray.reporting.comparison.page")
     if as_json:
         sys.stdout.write(compare_page.comparison_json(run_dirs))
