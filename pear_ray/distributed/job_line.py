@@ -15,7 +15,7 @@ from ray.dashboard.modules.job.common import (
 )
 
 from pear_ray.telemetry.follow import ProgressState
-from pear_ray.telemetry.metrics_log import EventRecord, Record
+from pear_ray.telemetry.metrics_log import EventKind, EventRecord, Record
 from pear_ray.telemetry.view import event_line, short_line
 
 PAUSE_S = 2.0
@@ -50,6 +50,8 @@ class JobLine:
         self._state.fold(record)
         now = time.monotonic()
         is_event = isinstance(record, EventRecord)
+        if is_event and record.event is EventKind.WARNING:
+            return  # it would hide where the run is; the log has it
         if self._client is None or (now - self._written < PAUSE_S and not is_event):
             return
         self._written = now

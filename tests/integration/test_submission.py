@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import re
 import signal
 import subprocess
@@ -30,6 +29,13 @@ def head() -> Iterator[Head]:
         yield started
 
 
+@pytest.fixture
+def relay(head: Head) -> Iterator[Relay]:
+    between = Relay(head.dashboard)
+    yield between
+    between.close()
+
+
 def submitted(folder: Path, *more: str) -> list[str]:
     return ["submit", RUN_FILE, f"output_dir={folder}", *SETTINGS, *more]
 
@@ -50,8 +56,9 @@ def driver_of(run_dir: Path) -> psutil.Process:
     return psutil.Process(lock["pid"])
 
 
-def test_a_run_is_sent_followed_attached_to_and_stopped(head: Head, tmp_path: Path) -> None:
-    relay = Relay(head.dashboard)
+def test_a_run_is_sent_followed_attached_to_and_stopped(
+    head: Head, relay: Relay, tmp_path: Path
+) -> None:
     head.environment["HF_TOKEN"] = SECRET
     began = time.monotonic()
     client = head.start(*submitted(tmp_path, "--follow", "--env", "HF_TOKEN"), address=relay.url)
@@ -94,7 +101,6 @@ def test_a_run_is_sent_followed_attached_to_and_stopped(head: Head, tmp_path: Pa
     kept = [path.name for path in (tmp_path / "job" / "sft" / "train").glob("step-*")]
     assert kept == [f"step-{done[-1]:06d}"]
     check_secret(head, tmp_path, seen)
-    relay.close()
 
 
 def check_secret(head: Head, folder: Path, seen: str) -> None:
@@ -137,6 +143,7 @@ def test_what_cannot_be_sent_is_one_error_at_once(head: Head, tmp_path: Path) ->
     wrong = head.run_all(["jobs"], RAY_AUTH_TOKEN="not the cluster's")
     assert time.monotonic() - began < 60
     old.shutdown()
+    old.server_close()
     wanted = [
         r"InputError: .*101\.\d MiB would be sent.* up to 100\.0 MiB; .* weights \(101\.0 MiB\)",
         r"ClusterError: no Ray dashboard answers at http://127\.0\.0\.1:1 ",
@@ -196,4 +203,3 @@ def test_a_killed_job_goes_on_to_the_same_result(head: Head, tmp_path: Path) -> 
             for folder in (calm / "calm", struck / "struck")
         )
         assert all((one[name] == other[name]).all() for name in one)
-    os.environ.pop("HF_TOKEN", None)
