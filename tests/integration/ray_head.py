@@ -90,7 +90,9 @@ class Head:
     def close(self) -> None:
         for each in self.started:
             each.kill()
-            each.communicate()
+            each.wait()
+            if each.stdout:
+                each.stdout.close()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(timeout=60)
