@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ray_head import Head, ray_head
 from record import Figure, write_parts
 
-from pear_ray.config.run import load_run
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -109,24 +108,28 @@ def stage_seconds(run_dir: Path) -> float:
 
 
 def marks() -> list[Figure]:
-    """What the driver spends on the dashboard's view of a step: its mark, gauges and status."""
+    """What the driver spends on the job page's view of a step: its mark, and the word of it."""
     import ray
 
-    from pear_ray.distributed.beacon import beacon
+    from pear_ray.distributed.job_page import job_page
+    from pear_ray.telemetry.follow import ProgressState
+    from pear_ray.telemetry.metrics_log import MetricRecord
 
     ray.init(include_dashboard=False, log_to_driver=False, num_cpus=1)
-    numbers = {f"sft/number_{n}": 0.5 for n in range(40)}  # about as many as a step of SFT has
-    with beacon(load_run(ROOT / RUN_FILE)) as light:
-        light.show("warm-up", 1, 1, numbers)
+    state = ProgressState()
+    with job_page("bench") as page:
+        state.fold(MetricRecord(0.0, "bench", "rl", 1, 1, 1, {}))
+        page.show(state)
         time.sleep(2)
         began, cpu = time.perf_counter(), time.process_time()
         for step in range(1, MARKED_STEPS + 1):
-            light.show("sft", step, MARKED_STEPS, numbers)
+            state.fold(MetricRecord(float(step), "bench", "sft", 1, step, MARKED_STEPS, {}))
+            page.show(state)
         passed = 1000 * (time.perf_counter() - began) / MARKED_STEPS
         spent = 1000 * (time.process_time() - cpu) / MARKED_STEPS
     ray.shutdown()
     return [
-        Figure(name="marks: a step's mark and gauges, in the driver", value=passed, unit="ms"),
+        Figure(name="marks: a step's mark, in the driver", value=passed, unit="ms"),
         Figure(
             name="marks: the same, CPU",
             value=spent,
