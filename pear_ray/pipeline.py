@@ -28,7 +28,7 @@ from pear_ray.tasks.difficulty import describe_band
 from pear_ray.tasks.problem_sets import content_of
 from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.live import LiveView
-from pear_ray.telemetry.metrics_log import METRICS_FILE, MetricsLog, Record, copy_metrics
+from pear_ray.telemetry.metrics_log import METRICS_FILE, MetricsLog, copy_metrics
 from pear_ray.telemetry.trackers import open_trackers
 
 CONFIG_FILE = "config.yaml"
@@ -228,15 +228,13 @@ def _run_stages(
         config.telemetry, run_dir, config.name, tree, warn=lambda text: warn("warning", text)
     )
     with contextlib.ExitStack() as open_things:
-        on_look = on_record = None
+        on_look = None
         to_make = [stage.name for stage in stages if not stage.is_made]
         # In a host the study around it shows where its runs are.
         if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
-            on_look, on_record = _connect(config, run_dir, to_make, open_things)
+            on_look = _connect(config, run_dir, to_make, open_things)
         names = [stage.name for stage in stages]
-        open_things.enter_context(
-            LiveView(run_dir, names, trackers=trackers, on_record=on_record, on_look=on_look)
-        )
+        open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_look=on_look))
         open_things.enter_context(stop_on_sigterm())
         for stage in stages:
             if stop_asked():
@@ -251,11 +249,10 @@ def _run_stages(
 
 def _connect(
     config: RunConfig, run_dir: Path, stages: Sequence[str], open_things: contextlib.ExitStack
-) -> tuple[Callable[[ProgressState], None], Callable[[Record], None] | None]:
-    """Connect to Ray for all stages together; what to do there at every look, and record."""
+) -> Callable[[ProgressState], None]:
+    """Connect to Ray for all stages together; what to do there with what is known of the run."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
-    from pear_ray.distributed.job_line import JobLine, submission_id  # noqa: PLC0415
-    from pear_ray.distributed.marks import StepBars  # noqa: PLC0415
+    from pear_ray.distributed.job_page import job_page, submission_id  # noqa: PLC0415
     from pear_ray.distributed.reachable import check_reachable  # noqa: PLC0415
     from pear_ray.distributed.session import ray_session  # noqa: PLC0415
     from pear_ray.distributed.waiting import require_feasible  # noqa: PLC0415
@@ -265,16 +262,15 @@ def _connect(
     check_reachable(run_dir, stored="://" in config.output_dir)
     if session.dashboard_url:
         sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
-    show = open_things.enter_context(beacon(config.name, run_dir)).show
-    if submission_id() is None:
-        return show, None
-    line, bars = JobLine(), open_things.enter_context(StepBars(config.name))
+    shows = [open_things.enter_context(beacon(config.name, run_dir)).show]
+    if submission_id() is not None:
+        shows.append(open_things.enter_context(job_page(config.name)).show)
 
-    def take(record: Record) -> None:
-        bars.take(record)
-        line.take(record)
+    def show(state: ProgressState) -> None:
+        for each in shows:
+            each(state)
 
-    return show, take
+    return show
 
 
 def _run_stage(config: RunConfig, folder: RunFolder, stage: PlannedStage, *, attempt: int) -> None:
