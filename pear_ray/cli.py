@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "doctor":
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
-    if parsed.command in {"study", "status", "compare"}:
+    if parsed.command in {"study", "status", "compare", "serve"}:
         return _beyond_one_run(parsed)
     if parsed.command == "inspect":
         _quieten()
@@ -110,7 +110,28 @@ def _beyond_one_run(parsed: argparse.Namespace) -> int:
         return _study(parsed)
     if parsed.command == "status":
         return _status(parsed.run_dir)
+    if parsed.command == "serve":
+        return _serve(parsed)
     return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    _quieten()
+    start = importlib.import_module("pear_ray.serving.start")
+    order = start.ServeOrder(
+        checkpoints=parsed.checkpoints,
+        named=parsed.name,
+        adapters=parsed.lora,
+        host=parsed.host,
+        port=parsed.port,
+        min_replicas=parsed.min_replicas,
+        max_replicas=parsed.max_replicas,
+        tensor_parallel_size=parsed.tensor_parallel_size,
+        device=parsed.device,
+        dtype=parsed.dtype,
+        address=parsed.address,
+    )
+    return start.run_serve(order, dry_run=parsed.dry_run)
 
 
 def _status(run_dir: Path) -> int:

@@ -36,7 +36,7 @@ class Gateway:
         key = key_from_environment(needed=plan.needs_key, why="the deployment needs a key")
         self._app = gateway_app(plan, handles, KeyCheck(key))
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: PLW3201 - Ray Serve's own hook
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
 

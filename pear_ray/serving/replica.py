@@ -17,17 +17,15 @@ class ModelReplica:
 
     async def answer(self, path: str, body: bytes) -> AsyncIterator[Any]:
         """(status, media type), then the body in pieces, as they come."""
-        pieces = self._server.answer("POST", path, body)
-        head = await anext(pieces)
-        yield (head.status, head.media_type)
-        async for piece in pieces:
-            yield piece
+        async with self._server.answering("POST", path, body) as (head, pieces):
+            yield (head.status, head.media_type)
+            async for piece in pieces:
+                yield piece
 
     async def answer_whole(self, path: str, body: bytes) -> tuple[int, str, bytes]:
         """(status, media type, body): one message instead of three."""
-        pieces = self._server.answer("POST", path, body)
-        head = await anext(pieces)
-        return head.status, head.media_type, b"".join([piece async for piece in pieces])
+        async with self._server.answering("POST", path, body) as (head, pieces):
+            return head.status, head.media_type, b"".join([piece async for piece in pieces])
 
     async def is_healthy(self) -> bool:
         """Whether the engine runs."""

@@ -28,7 +28,7 @@ class ServedModel(Section):
     """What a request calls `model`."""
     folder: str
     """With safetensors, tokenizer and chat template; every node that serves it must see it."""
-    adapters: list[ServedAdapter] = []
+    adapters: Annotated[list[ServedAdapter], Field(default_factory=list)]
     """On this model."""
     max_lora_rank: Annotated[int, Field(ge=0)] = 0
     """The largest rank among `adapters`."""

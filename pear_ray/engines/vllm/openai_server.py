@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -38,7 +38,7 @@ class AnswerHead:
 class OpenAiServer:
     """A started engine with vLLM's routes on it; `start` makes one."""
 
-    def __init__(self, engine: AsyncLLM, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, engine: AsyncLLM, app: Callable[..., Coroutine[Any, Any, None]]) -> None:
         self._engine, self._app = engine, app
 
     async def check_health(self) -> None:
@@ -49,13 +49,14 @@ class OpenAiServer:
         """End the engine's process."""
         self._engine.shutdown()
 
-    async def answer(
+    @contextlib.asynccontextmanager
+    async def answering(
         self, method: str, path: str, body: bytes
-    ) -> AsyncIterator[AnswerHead | bytes]:
-        """What vLLM's route answers: its head, then the body in pieces as they are made.
+    ) -> AsyncIterator[tuple[AnswerHead, AsyncIterator[bytes]]]:
+        """What vLLM's route answers: its head, and the body in pieces as they are made.
 
-        Pieces that have come up meanwhile are joined. Who stops listening ends the request: vLLM
-        is told, as by a closed connection, and stops to sample.
+        Pieces that have come up meanwhile are joined. Leaving early ends the request: vLLM is told,
+        as by a closed connection, and stops to sample.
         """
         sent: asyncio.Queue[Message] = asyncio.Queue()
         gone = asyncio.Event()
@@ -74,9 +75,7 @@ class OpenAiServer:
             start = await sent.get()
             if start["type"] != "http.response.start":
                 raise EngineError(f"{path}: no answer from vLLM ({start.get('error')})")
-            yield AnswerHead(start["status"], _media_type(start))
-            async for piece in _pieces(sent):
-                yield piece
+            yield AnswerHead(start["status"], _media_type(start)), _pieces(sent)
         finally:
             gone.set()
             task.cancel()
