@@ -117,8 +117,8 @@ def _beyond_one_run(parsed: argparse.Namespace) -> int:
 
 def _serve(parsed: argparse.Namespace) -> int:
     _quieten()
-    start = importlib.import_module("pear_ray.serving.start")
-    order = start.ServeOrder(
+    checks = importlib.import_module("pear_ray.serving.order")
+    order = checks.ServeOrder(
         checkpoints=parsed.checkpoints,
         named=parsed.name,
         adapters=parsed.lora,
@@ -131,7 +131,13 @@ def _serve(parsed: argparse.Namespace) -> int:
         dtype=parsed.dtype,
         address=parsed.address,
     )
-    return start.run_serve(order, dry_run=parsed.dry_run)
+    settings = checks.check_order(order)
+    if parsed.dry_run:
+        production = importlib.import_module("pear_ray.serving.production")
+        file = production.write_serve_yaml(settings, host=order.host, port=order.port)
+        sys.stdout.write(f"checked: {', '.join(settings.names)}\nwritten: {file}\n")
+        return 0
+    return importlib.import_module("pear_ray.serving.start").run_serve(settings, order)
 
 
 def _status(run_dir: Path) -> int:

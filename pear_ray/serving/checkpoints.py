@@ -9,8 +9,6 @@ from typing import Any
 
 from pear_ray.artifacts.manifest import UNFINISHED_FILE, read_manifest
 from pear_ray.artifacts.run_dir import IDENTITY_FILE
-from pear_ray.engines.handover.files import check_files
-from pear_ray.engines.handover.record import RECORD_FILE
 from pear_ray.engines.model_files import resolve_model
 from pear_ray.errors import ConfigError, InputError
 from pear_ray.memory.headers import read_headers
@@ -20,6 +18,7 @@ MODEL, ADAPTER = "model", "adapter"  # of a stage's folder
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in an adapter's file, as peft writes it
 HALVES = (".lora_A.weight", ".lora_B.weight")
+RECORD_FILE = "handover.json"  # engines.handover.record says so
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_RANK = 512  # vLLM's largest
 
@@ -82,6 +81,9 @@ def checkpoint_folder(location: str) -> Path:
     found = resolve_model(str(folder) if folder.is_dir() else location)
     read_headers(found)  # a file that is cut off is an error here, not in an actor's log
     if (found / RECORD_FILE).exists():
+        # Loads torch: what can be refused without it is refused by here.
+        from pear_ray.engines.handover.files import check_files  # noqa: PLC0415
+
         check_files(found, found)
     return found
 
