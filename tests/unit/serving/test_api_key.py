@@ -23,7 +23,7 @@ KEY = "0123456789abcdef"
         ("", False),
     ],
 )
-def test_only_the_whole_key_is_admitted(header: str, admitted: bool) -> None:
+def test_only_the_whole_key_is_admitted(header: str, *, admitted: bool) -> None:
     assert KeyCheck(KEY).admits(header) is admitted
 
 
@@ -64,5 +64,5 @@ def test_a_key_that_will_not_do_is_not_shown(key: str, monkeypatch: pytest.Monke
         ("localhost.example.org", False),
     ],
 )
-def test_loopback(host: str, loopback: bool) -> None:
+def test_loopback(host: str, *, loopback: bool) -> None:
     assert is_loopback(host) is loopback

@@ -63,7 +63,7 @@ def test_what_is_no_finished_model_is_refused(run_dir: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"rl: the stage is not finished"):
         checkpoint_folder(str(run_dir / "rl"))
     adapter = write_lora(tmp_path / "adapter", base=embedded_path("student"))
-    with pytest.raises(InputError, match="an adapter, no model; .*--lora"):
+    with pytest.raises(InputError, match=r"an adapter, no model; .*--lora"):
         checkpoint_folder(str(adapter))
 
 
@@ -89,9 +89,7 @@ def test_names_are_given_once_and_are_names(run_dir: Path) -> None:
 
 def test_an_adapter_goes_on_the_model_it_was_trained_on(run_dir: Path, tmp_path: Path) -> None:
     adapter = write_lora(tmp_path / "adapter", base=run_dir / "sft" / "model")
-    rl, sft = served_models(
-        [str(run_dir / "rl"), str(run_dir / "sft")], [], [f"tuned={adapter}"]
-    )
+    rl, sft = served_models([str(run_dir / "rl"), str(run_dir / "sft")], [], [f"tuned={adapter}"])
     assert (rl.adapters, rl.max_lora_rank) == ([], 0)
     assert ([each.name for each in sft.adapters], sft.max_lora_rank) == (["tuned"], 2)
     with pytest.raises(InputError, match=r"trained on .*sft/model, and served are game-rl .*@game"):
