@@ -83,18 +83,21 @@ class AskKey:
 class _Routes:
     def __init__(self, settings: ServeSettings, handles: Handles) -> None:
         self._cards = [_card(name, parent) for name, parent in _names(settings)]
-        self._handles = {
-            name: handles[model.name]
+        # Bound once: each new handle has a metrics pusher of its own.
+        targets = {name: _Target(handle) for name, handle in handles.items()}
+        self._targets = {
+            name: targets[model.name]
             for model in settings.models
             for name in (model.name, *(adapter.name for adapter in model.adapters))
         }
-        self._models = dict(handles)
+        self._models = targets
 
     async def health(self, _: Request) -> Response:
         """200 where every model has a replica that answers for its engine."""
-        silent = [name for name, handle in self._models.items() if not await _answers(handle)]
-        if silent:
-            return error_response(503, f"no healthy replica of {len(silent)} models", code="down")
+        healthy = await asyncio.gather(*(each.is_healthy() for each in self._models.values()))
+        if not all(healthy):
+            down = len(healthy) - sum(healthy)
+            return error_response(503, f"no healthy replica of {down} models", code="down")
         return JSONResponse({"status": "ok"})
 
     async def models(self, _: Request) -> Response:
@@ -121,16 +124,14 @@ class _Routes:
             return error_response(
                 400, f"the body names no `model`; here are {self._known()}", param="model"
             )
-        if name not in self._handles:
+        if name not in self._targets:
             return self._unknown(name)
-        path, handle = request.url.path, self._handles[name]
-        if asked.get("stream"):
-            return await _streamed(handle, path, body)
-        status, media_type, content = await handle.answer_whole.remote(path, body)
-        return Response(content, status_code=status, media_type=media_type)
+        target = self._targets[name]
+        answer = target.streamed if asked.get("stream") else target.whole
+        return await answer(request.url.path, body)
 
     def _known(self) -> str:
-        return ", ".join(f"`{name}`" for name in self._handles)
+        return ", ".join(f"`{name}`" for name in self._targets)
 
     def _unknown(self, name: str) -> Response:
         return error_response(
@@ -141,6 +142,39 @@ class _Routes:
         )
 
 
+class _Target:
+    """The replicas of one model."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._whole = handle.answer_whole
+        self._streamed = handle.options(stream=True).answer
+        self._healthy = handle.is_healthy
+
+    async def whole(self, path: str, body: bytes) -> Response:
+        """The answer in one piece."""
+        status, media_type, content = await self._whole.remote(path, body)
+        return Response(content, status_code=status, media_type=media_type)
+
+    async def streamed(self, path: str, body: bytes) -> Response:
+        """The answer as it comes."""
+        pieces = self._streamed.remote(path, body)
+        status, media_type = await anext(pieces)
+
+        async def passed() -> AsyncIterator[bytes]:
+            async for piece in pieces:
+                yield piece
+
+        return StreamingResponse(passed(), status_code=status, media_type=media_type)
+
+    async def is_healthy(self) -> bool:
+        """Whether a replica answers that its engine runs."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                return await self._healthy.remote()
+        except Exception:  # noqa: BLE001 - whatever keeps it from answering, it is not healthy
+            return False
+
+
 def error_response(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
@@ -148,25 +182,6 @@ def error_response(
     kind = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004 - HTTP
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status_code=status)
-
-
-async def _streamed(handle: DeploymentHandle, path: str, body: bytes) -> Response:
-    pieces = handle.options(stream=True).answer.remote(path, body)
-    status, media_type = await anext(pieces)
-
-    async def passed() -> AsyncIterator[bytes]:
-        async for piece in pieces:
-            yield piece
-
-    return StreamingResponse(passed(), status_code=status, media_type=media_type)
-
-
-async def _answers(handle: DeploymentHandle) -> bool:
-    try:
-        async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            return await handle.is_healthy.remote()
-    except Exception:  # noqa: BLE001 - whatever keeps a replica from answering, it is not healthy
-        return False
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
