@@ -24,6 +24,7 @@ from pear_ray.errors import EngineError
 
 Message = MutableMapping[str, Any]
 TASKS = ("generate",)
+LEAVING_S = 5.0  # for a route to see that nobody listens any more
 DEFAULT_POSITIONS = 2048  # where a model's config gives no limit
 
 
@@ -78,9 +79,10 @@ class OpenAiServer:
             yield AnswerHead(start["status"], _media_type(start)), _pieces(sent)
         finally:
             gone.set()
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+            # Mostly it has nothing left to do; what is cut off must be told to the engine.
+            _, going_on = await asyncio.wait({task}, timeout=LEAVING_S)
+            for each in going_on:
+                each.cancel()
 
 
 async def start(spec: ServerSpec) -> OpenAiServer:
