@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -13,13 +12,24 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client as serve_client
 
-from pear_ray.errors import CapacityError, ConfigError, EngineError, InputError, PearRayError
+from pear_ray.errors import (
+    CapacityError,
+    ConfigError,
+    EngineError,
+    InputError,
+    PearRayError,
+    StopRequested,
+)
 from pear_ray.serving.app import build
 from pear_ray.serving.order import ServeOrder, check_devices
 from pear_ray.serving.settings import APP_NAME, ServeSettings
+from pear_ray.stopping import stop_on_sigterm
 
 REACH_S = 5.0  # to find out whether anything listens at a cluster's address
-LOGGING = {"enable_access_log": False}  # a line per request costs time, and shows who asked when
+LOGGING = {
+    "enable_access_log": False,
+    "log_level": "WARNING",
+}  # a line per request costs time, and shows who asked when
 
 
 def run_serve(settings: ServeSettings, order: ServeOrder) -> int:
@@ -31,7 +41,7 @@ def run_serve(settings: ServeSettings, order: ServeOrder) -> int:
         CapacityError: Not even the least number of replicas fits.
         EngineError: A model did not start.
     """
-    with contextlib.suppress(KeyboardInterrupt), _sigterm_as_interrupt(), deployed(settings, order):
+    with contextlib.suppress(KeyboardInterrupt, StopRequested), deployed(settings, order):
         asked = "asked for" if settings.needs_key else "not asked for"
         sys.stdout.write(
             f"models:   {', '.join(settings.names)}\n"
@@ -51,24 +61,29 @@ def deployed(settings: ServeSettings, order: ServeOrder) -> Iterator[None]:
         As `run_serve`.
     """
     elsewhere = _connect(order.address)
-    try:
-        _check_cluster(settings, elsewhere=elsewhere)
-        _check_free(order)
-        serve.start(
-            proxy_location="EveryNode",
-            http_options={"host": order.host, "port": order.port},
-            logging_config=LOGGING,
-        )
+    with stop_on_sigterm():  # Ray has taken the signal for itself by here
         try:
-            application = build(settings.model_dump(mode="json"))
-            serve.run(application, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
-        except RuntimeError as error:
-            raise EngineError(f"the models did not start: {_reason(error)}") from error
-        yield
-    finally:
-        with contextlib.suppress(Exception):  # whatever ended it is the error to see, not this
-            serve.delete(APP_NAME) if elsewhere else serve.shutdown()
-        ray.shutdown()
+            _check_cluster(settings, elsewhere=elsewhere)
+            _check_free(order)
+            _deploy(settings, order)
+            yield
+        finally:
+            with contextlib.suppress(Exception):  # whatever ended it is the error to see, not this
+                serve.delete(APP_NAME) if elsewhere else serve.shutdown()
+            ray.shutdown()
+
+
+def _deploy(settings: ServeSettings, order: ServeOrder) -> None:
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={"host": order.host, "port": order.port},
+        logging_config=LOGGING,
+    )
+    try:
+        application = build(settings.model_dump(mode="json"))
+        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
+    except RuntimeError as error:
+        raise EngineError(f"the models did not start: {_reason(error)}") from error
 
 
 def _connect(address: str | None) -> bool:
@@ -136,15 +151,6 @@ def _check_free(order: ServeOrder) -> None:
             f"Ray Serve already listens at {options.host}:{options.port} on this cluster; give "
             f"--host {options.host} --port {options.port}, or `serve shutdown` it first"
         )
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _reason(error: RuntimeError) -> str:
