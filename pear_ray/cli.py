@@ -137,6 +137,8 @@ def _serve(parsed: argparse.Namespace) -> int:
         file = production.write_serve_yaml(settings, host=order.host, port=order.port)
         sys.stdout.write(f"checked: {', '.join(settings.names)}\nwritten: {file}\n")
         return 0
+    if checks.is_local(order):
+        os.environ.update(checks.local_environment(order))
     return importlib.import_module("pear_ray.serving.start").run_serve(settings, order)
 
 
