@@ -50,6 +50,11 @@ def check_order(order: ServeOrder) -> ServeSettings:
         raise ConfigError(f"--min-replicas {order.min_replicas} is more than --max-replicas {most}")
     loopback = is_loopback(order.host)
     key = key_from_environment(needed=not loopback, why=f"--host {order.host} is not loopback")
+    if not loopback and os.environ.get("RAY_AUTH_MODE") == "disabled":
+        raise ConfigError(
+            f"--host {order.host} with RAY_AUTH_MODE=disabled: whoever reaches Ray's own ports could "
+            "run code here, key or not; unset RAY_AUTH_MODE, or serve on 127.0.0.1"
+        )
     models = served_models(order.checkpoints, order.named, order.adapters)
     device = order.device or ("cuda" if num_gpus() else "cpu")
     cores = len(os.sched_getaffinity(0))

@@ -147,6 +147,10 @@ def test_the_key_decides_whether_one_is_asked_for(monkeypatch: pytest.MonkeyPatc
         needs_key("0.0.0.0")
     monkeypatch.setenv(KEY_VARIABLE, "0123456789abcdef")
     assert needs_key("127.0.0.1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ConfigError, match=r"RAY_AUTH_MODE=disabled: whoever reaches Ray's own"):
+        needs_key("0.0.0.0")
+    monkeypatch.delenv("RAY_AUTH_MODE")
     assert needs_key("0.0.0.0")
 
 
