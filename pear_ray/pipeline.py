@@ -26,14 +26,9 @@ from pear_ray.records import HALF_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
 from pear_ray.tasks.difficulty import describe_band, rates_content
 from pear_ray.tasks.problem_sets import content_of
+from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.live import LiveView
-from pear_ray.telemetry.metrics_log import (
-    METRICS_FILE,
-    MetricRecord,
-    MetricsLog,
-    Record,
-    copy_metrics,
-)
+from pear_ray.telemetry.metrics_log import METRICS_FILE, MetricsLog, copy_metrics
 from pear_ray.telemetry.trackers import open_trackers
 
 CONFIG_FILE = "config.yaml"
@@ -291,13 +286,13 @@ def _run_stages(
         config.telemetry, run_dir, config.name, tree, warn=lambda text: warn("warning", text)
     )
     with contextlib.ExitStack() as open_things:
-        on_record = None
+        on_look = None
         # In a host the study around it shows where its runs are.
         if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
-            on_record = _connect(config, open_things)
+            on_look = _connect(config, run_dir, open_things)
         names = [stage.name for stage in stages]
         to_make = [stage.name for stage in stages if not stage.is_made]
-        open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
+        open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_look=on_look))
         open_things.enter_context(stop_on_sigterm())
         for stage in stages:
             if stop_asked():
@@ -309,8 +304,10 @@ def _run_stages(
                 preflight.check_collected_sources(config, run_dir / stage.name)
 
 
-def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:
-    """Connect to Ray for all stages together; what to do with each new record there."""
+def _connect(
+    config: RunConfig, run_dir: Path, open_things: contextlib.ExitStack
+) -> Callable[[ProgressState], None]:
+    """Connect to Ray for all stages together; what to do there with what is known of the run."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
     from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
 
@@ -318,13 +315,7 @@ def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[
     wait_for_capacity(config)
     if session.dashboard_url:
         sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
-    light = open_things.enter_context(beacon(config))
-
-    def show(record: Record) -> None:
-        if isinstance(record, MetricRecord):
-            light.show(record.stage, record.step, record.num_steps, record.metrics)
-
-    return show
+    return open_things.enter_context(beacon(config.name, run_dir)).show
 
 
 def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt: int) -> None:

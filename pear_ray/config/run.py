@@ -272,8 +272,8 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return validate_run(tree, origin=str(path))
 
 
-def read_tree(path: Path) -> dict[str, Any]:
-    """What the YAML file at `path` says.
+def read_tree(path: Path, *, noun: str = "run file") -> dict[str, Any]:
+    """What the YAML file at `path` says; `noun` is what an error calls it.
 
     Raises:
         ConfigError: It is missing, not YAML, or no mapping.
@@ -282,7 +282,7 @@ def read_tree(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot read the run file ({error.strerror}); shipped ones are in jobs/runs/"
+            f"{path}: cannot read the {noun} ({error.strerror}); shipped ones are in jobs/runs/"
         ) from error
     try:
         tree = parse(text)
@@ -334,14 +334,23 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     Raises:
         ConfigError: It is not of that form, or its key leads into a value.
     """
+    dotted, value = read_override(override)
+    set_key(tree, dotted, value, said_by=override)
+
+
+def read_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value that `override` (`sft.num_epochs=2`) says.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {override!r}: expected key.path=value, as in sft.num_epochs=2")
     try:
-        value = parse(text)
+        return dotted, parse(text)
     except YamlError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    set_key(tree, dotted, value, said_by=override)
 
 
 def set_key(tree: dict[str, Any], dotted: str, value: Any, *, said_by: str) -> None:

@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 
 from pear_ray.config.evaluate import suites_of
 from pear_ray.config.explain import explain
-from pear_ray.config.run import RunConfig, apply_override, read_tree, set_key, validate_run
+from pear_ray.config.run import RunConfig, read_override, read_tree, set_key, validate_run
 from pear_ray.config.sft import WeightsConfig
 from pear_ray.config.study import ArmConfig, Control, StudyConfig
 from pear_ray.errors import ConfigError
@@ -205,9 +205,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyPlan:
     Raises:
         ConfigError: A file is missing or not YAML, or a key or value cannot be used.
     """
-    tree = read_tree(path)
+    tree = read_tree(path, noun="study file")
     for override in overrides:
-        apply_override(tree, override)
+        _apply(tree, override)
     try:
         study = StudyConfig.model_validate_json(json.dumps(tree))
     except ValidationError as error:
@@ -218,6 +218,20 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyPlan:
     plan = StudyPlan(study, base, origin=str(path))
     plan.check()
     return plan
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set in a study's `tree` what `override` says.
+
+    What stands under `overrides` is keyed by whole dotted keys: `overrides.rl.num_steps=2` is one
+    key of the run, and not its section `rl`.
+    """
+    dotted, value = read_override(override)
+    section, _, key = dotted.partition(".")
+    if section == "overrides" and key:
+        tree["overrides"] = {**(tree.get("overrides") or {}), key: value}
+    else:
+        set_key(tree, dotted, value, said_by=override)
 
 
 def dump_study(study: StudyConfig) -> str:

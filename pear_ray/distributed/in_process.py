@@ -31,7 +31,6 @@ class Host:
     def __init__(self, device: str) -> None:
         self.device = device
         self.engine: VllmEngine | None = None
-        self.reward_pools: list[tuple[RewardConfig, RewardPool]] = []
         self.others: dict[Hashable, Any] = {}
         self.stage_dir: Path | None = None
 
@@ -129,12 +128,10 @@ def open_rewards(config: RewardConfig) -> RewardPool:
     """A pool of verifiers; in a host the one that an earlier stage has left, if it is the same."""
     if not _hosts:
         return RewardPool(config)
-    pools = _hosts[0].reward_pools
-    for known, pool in pools:
-        if known == config and pool.is_open:
-            return pool
-    pools.append((config, RewardPool(config)))
-    return pools[-1][1]
+    key = ("rewards", config.model_dump_json())
+    if not kept(key, lambda: RewardPool(config)).is_open:
+        del _hosts[0].others[key]
+    return kept(key, lambda: RewardPool(config))
 
 
 def close_rewards(pool: RewardPool) -> None:

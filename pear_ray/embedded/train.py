@@ -10,20 +10,17 @@ import copy
 import functools
 import hashlib
 import json
-import math
-import platform
 import time
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pear_ray.embedded import EMBEDDED_NAMES, embedded_path
 from pear_ray.embedded.lessons import DEMO_GAME, LETTERS_GAME, WORDS_GAME, Phase, batches
 from pear_ray.embedded.quality import measure
-from pear_ray.embedded.tokenizer import END, PAD, build_tokenizer, write_tokenizer
-from pear_ray.embedded.training import train, write_model
+from pear_ray.embedded.tokenizer import build_tokenizer, write_tokenizer
+from pear_ray.embedded.training import architecture, train, versions, write_model
 
 BATCH_SIZE = 64
 NUM_THREADS = 2
@@ -64,22 +61,11 @@ def main() -> None:
 
 
 def _architecture() -> Qwen3Config:
-    tokenizer = build_tokenizer()
-    return Qwen3Config(
-        vocab_size=math.ceil(tokenizer.get_vocab_size() / 16) * 16,
-        hidden_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=32,
-        intermediate_size=288,
-        max_position_embeddings=MAX_LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.token_to_id(END),
-        pad_token_id=tokenizer.token_to_id(PAD),
-        dtype="float32",
+    return architecture(
+        build_tokenizer(),
+        num_heads=3,
+        num_layers=3,
+        max_length=MAX_LENGTH,
     )
 
 
@@ -129,11 +115,7 @@ def quality_report(
         "batch_size": BATCH_SIZE,
         "num_threads": NUM_THREADS,
         "train_s": round(train_s, 1),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         "models": measured,
     }
 

@@ -2,16 +2,60 @@
 
 import json
 import math
+import platform
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from transformers import Qwen3ForCausalLM
+import transformers
+from tokenizers import Tokenizer
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from pear_ray.embedded.tokenizer import END, PAD
 
 WARMUP_STEPS = 50
 FINAL_LR_FRACTION = 0.1
 LOG_EVERY = 50
+HEAD_SIZE = 32
+
+
+def architecture(
+    tokenizer: Tokenizer,
+    *,
+    num_heads: int,
+    num_layers: int,
+    max_length: int,
+    initializer_range: float = 0.02,
+) -> Qwen3Config:
+    """A small Qwen3 for the tokens of `tokenizer`, as wide as its attention heads together."""
+    hidden_size = num_heads * HEAD_SIZE
+    return Qwen3Config(
+        vocab_size=math.ceil(tokenizer.get_vocab_size() / 16) * 16,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        head_dim=HEAD_SIZE,
+        intermediate_size=3 * hidden_size,
+        max_position_embeddings=max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        initializer_range=initializer_range,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.token_to_id(END),
+        pad_token_id=tokenizer.token_to_id(PAD),
+        dtype="float32",
+    )
+
+
+def versions() -> dict[str, str]:
+    """What the weights of a training depend on besides its settings."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def train(

@@ -52,8 +52,8 @@ def check_order(order: ServeOrder) -> ServeSettings:
     key = key_from_environment(needed=not loopback, why=f"--host {order.host} is not loopback")
     if not loopback and os.environ.get("RAY_AUTH_MODE") == "disabled":
         raise ConfigError(
-            f"--host {order.host} with RAY_AUTH_MODE=disabled: whoever reaches Ray's own ports could "
-            "run code here, key or not; unset RAY_AUTH_MODE, or serve on 127.0.0.1"
+            f"--host {order.host} with RAY_AUTH_MODE=disabled: whoever reaches Ray's own ports "
+            "could run code here, key or not; unset RAY_AUTH_MODE, or serve on 127.0.0.1"
         )
     models = served_models(order.checkpoints, order.named, order.adapters)
     device = order.device or ("cuda" if num_gpus() else "cpu")

@@ -6,11 +6,10 @@ from pathlib import Path
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.handover import sft_checkpoint
 from pear_ray.distributed.ready_loop import MEASURED_FILE, STAGE, ready_loop
+from pear_ray.distributed.rl_group import run_from_sft
 from pear_ray.distributed.rl_probe import run_probe
 from pear_ray.distributed.session import ray_session
-from pear_ray.distributed.train_group import run_train_group
 from pear_ray.engines.model_files import resolve_model
 from pear_ray.errors import StopRequested
 from pear_ray.reporting.readiness.advice import readiness_advice
@@ -32,21 +31,16 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         StopRequested: SIGTERM came; the steps done are there.
     """
     stage_dir = run_dir / STAGE
-    manifest.require_manifest(run_dir / "sft")
     log = MetricsLog(run_dir, run=config.name, stage=STAGE, attempt=attempt)
-    model = sft_checkpoint(config, run_dir, log=log)
     with ray_session(config.cluster):
-        run_train_group(
+        model = run_from_sft(
             ready_loop,
-            {
-                "config": with_absolute_paths(config),
-                "run_dir": run_dir,
-                "attempt": attempt,
-                "model": model,
-                "base": resolve_model(config.models.policy),
-            },
-            cluster=config.cluster,
-            stage_dir=stage_dir,
+            config,
+            run_dir,
+            log=log,
+            stage=STAGE,
+            attempt=attempt,
+            base=resolve_model(config.models.policy),
         )
         files = saved_steps(stage_dir / FOLDER)
         if len(files) < config.ready.num_steps or not (stage_dir / MEASURED_FILE).exists():

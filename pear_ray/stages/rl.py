@@ -4,12 +4,10 @@ from pathlib import Path
 
 from pear_ray.artifacts import manifest
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.handover import sft_checkpoint
+from pear_ray.distributed.rl_group import run_from_sft
 from pear_ray.distributed.rl_loop import rl_loop
 from pear_ray.distributed.rl_sampling import SAMPLED_GROUPS
 from pear_ray.distributed.session import ray_session
-from pear_ray.distributed.train_group import run_train_group
-from pear_ray.tasks.problem_sets import with_absolute_paths
 from pear_ray.telemetry.metrics_log import MetricsLog, latest_by_step, read_metrics
 
 
@@ -25,21 +23,9 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         RewardError: Too many rewards could not be computed.
     """
     stage_dir = run_dir / "rl"
-    manifest.require_manifest(run_dir / "sft")
     log = MetricsLog(run_dir, run=config.name, stage="rl", attempt=attempt)
-    model = sft_checkpoint(config, run_dir, log=log)
     with ray_session(config.cluster):
-        run_train_group(
-            rl_loop,
-            {
-                "config": with_absolute_paths(config),
-                "run_dir": run_dir,
-                "attempt": attempt,
-                "model": model,
-            },
-            cluster=config.cluster,
-            stage_dir=stage_dir,
-        )
+        run_from_sft(rl_loop, config, run_dir, log=log, stage="rl", attempt=attempt)
     records = latest_by_step(read_metrics(run_dir / "metrics.jsonl"), "rl")
     per_group = config.rl.group_size
     # Step 0 is an evaluation before training. With dynamic sampling steps sample more than they

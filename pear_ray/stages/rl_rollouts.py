@@ -6,13 +6,11 @@ from pathlib import Path
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.handover import sft_checkpoint
+from pear_ray.distributed.rl_group import run_from_sft
 from pear_ray.distributed.rl_rollouts_loop import STAGE, rollouts_loop
 from pear_ray.distributed.session import ray_session
-from pear_ray.distributed.train_group import run_train_group
 from pear_ray.errors import StopRequested
 from pear_ray.reporting.rollouts.summary import summarise
-from pear_ray.tasks.problem_sets import with_absolute_paths
 from pear_ray.telemetry.metrics_log import MetricsLog, latest_by_step, read_metrics
 
 
@@ -28,21 +26,9 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
         StopRequested: SIGTERM came; the steps done are there.
     """
     stage_dir = run_dir / STAGE
-    manifest.require_manifest(run_dir / "sft")
     log = MetricsLog(run_dir, run=config.name, stage=STAGE, attempt=attempt)
-    model = sft_checkpoint(config, run_dir, log=log)
     with ray_session(config.cluster):
-        run_train_group(
-            rollouts_loop,
-            {
-                "config": with_absolute_paths(config),
-                "run_dir": run_dir,
-                "attempt": attempt,
-                "model": model,
-            },
-            cluster=config.cluster,
-            stage_dir=stage_dir,
-        )
+        run_from_sft(rollouts_loop, config, run_dir, log=log, stage=STAGE, attempt=attempt)
     files = saved_steps(stage_dir / FOLDER)
     if len(files) < config.rl.num_steps:
         raise StopRequested(

@@ -1,5 +1,6 @@
 """`pear study`: shared corpus and scores, learning rates, then every arm with every seed."""
 
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from pear_ray import pipeline, preflight
 from pear_ray.artifacts import run_dir as run_dirs
 from pear_ray.artifacts.study_facts import (
+    ArmFacts,
     BudgetUse,
     StudyFacts,
     StudyState,
@@ -204,6 +206,14 @@ class StudyRunner:
             device_hours=sum(run.seconds for run in runs) * trainers / 3600,
         )
 
+    @functools.cached_property
+    def _arms(self) -> list[ArmFacts]:
+        first = self.plan.study.seeds[0]
+        return [
+            arm_facts(arm, self.plan.run_of(Cell(arm=arm.name, seed=first)))
+            for arm in self.plan.arms.values()
+        ]
+
     def _write(self, state: StudyState) -> None:
         """Tables and facts, as of now."""
         known = list(self.measured.values())
@@ -212,12 +222,8 @@ class StudyRunner:
             scores=[score for each in known for score in each.scores],
             curves=[point for each in known for point in each.curves],
         ).write(self.study_dir / RESULTS)
-        first = self.plan.study.seeds[0]
         facts = StudyFacts(
-            arms=[
-                arm_facts(arm, self.plan.run_of(Cell(arm=arm.name, seed=first)))
-                for arm in self.plan.arms.values()
-            ],
+            arms=self._arms,
             state=state,
             learning_rates=self.rates,
             registration=registration_facts(self.study_dir),

@@ -38,7 +38,8 @@ class LiveView:
 
     What is already in `metrics.jsonl` (earlier attempts) is shown but not handed on again. Ray
     prints its workers' output through `sys.stdout` and `sys.stderr`, which rich redirects above the
-    table. No failure in here, in a tracker or in `on_record` reaches the run.
+    table. No failure in here, in a tracker, in
+    `on_record` or in `on_look` reaches the run.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LiveView:
         *,
         trackers: Trackers | None = None,
         on_record: Callable[[Record], None] | None = None,
+        on_look: Callable[[ProgressState], None] | None = None,
         console: Console | None = None,
         poll_s: float = 0.5,
     ) -> None:
@@ -58,6 +60,7 @@ class LiveView:
             stages: The rows, in order.
             trackers: Get every new record; closed when the view ends.
             on_record: Called in the view's thread with every new record.
+            on_look: Called in the view's thread after every look, with all that is known.
             console: Where to show; a table if it is a terminal, otherwise lines.
             poll_s: Seconds between looks at the file.
         """
@@ -70,6 +73,7 @@ class LiveView:
             self._consumers["trackers"] = trackers.log
         if on_record:
             self._consumers["on_record"] = on_record
+        self._on_look = on_look
         self._trackers = trackers
         self._poll_s = poll_s
         self._ended = threading.Event()
@@ -117,6 +121,17 @@ class LiveView:
             self._hand_on(record)
         self._state.look_at_phases(self._run_dir)
         self._guarded(lambda view: view.refresh(self._state))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_look is None:
+            return
+        try:
+            self._state.look_at_checkpoints(self._run_dir)
+            self._on_look(self._state)
+        except Exception as error:  # noqa: BLE001 - as below
+            self._on_look = None
+            _logger.warning("on_look is off for the rest of this run: %r", error)
 
     def _hand_on(self, record: Record) -> None:
         for name, consumer in list(self._consumers.items()):

@@ -13,6 +13,14 @@ from typing import Any
 
 import pytest
 import ray
+from prometheus_server import (
+    Prometheus,
+    alert_queries,
+    dashboard_queries,
+    find_program,
+    names_in,
+    prometheus,
+)
 from safetensors.numpy import load_file
 
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES, read_table
@@ -114,14 +122,28 @@ def events(folder: Path, attempt: int) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def watching() -> Iterator[Prometheus | None]:
+    """A Prometheus that is there while the first run goes, where there is a program for it."""
+    if find_program("prometheus") is None:
+        yield None
+        return
+    with prometheus() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, watching: Prometheus | None
+) -> Iterator[Path]:
     """A folder with a run that went through undisturbed, on a Ray of its own.
 
     What comes after it connects to one that is there, as on a cluster, and need not start another.
     """
     folder = tmp_path_factory.mktemp("run")
     (folder / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    _CLUSTER.update(watching.environment if watching else {})
     run_to_end(folder)
+    _CLUSTER.clear()
     is_there = ray.is_initialized()  # that of tests/integration
     if not is_there:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -395,3 +417,42 @@ def assert_same_weights(one: Path, other: Path, stage: str = "rl") -> None:
     assert weights.keys() == again.keys()
     for name, tensor in weights.items():
         assert (tensor == again[name]).all(), name
+
+
+# What only GPUs feed, and what only runs feed whose rollouts lag.
+NOT_FED = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"} | {
+    "ray_pear_ray_rl_policy_lag"
+}
+
+
+def test_prometheus_has_seen_all_that_the_dashboard_asks_for(
+    finished: Path, watching: Prometheus | None
+) -> None:
+    if watching is None:
+        pytest.skip("no prometheus: scripts/prometheus.sh puts it where it is looked for")
+    records = read_metrics(finished / "small" / "metrics.jsonl")
+    first = [record.time for record in records if record.attempt == 1]
+    window = {"begin": first[0], "end": first[-1] + 30}
+    known = set(watching.ask("label/__name__/values"))
+    for where, query in (dashboard_queries() | alert_queries()).items():
+        assert names_in(query) <= known | NOT_FED, where
+        found = watching.over_time(query, **window)  # an error says why in its message
+        if where in dashboard_queries() and not names_in(query) & NOT_FED:
+            assert found, where
+    rules = [rule for group in watching.ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"]: rule["health"] for rule in rules} == dict.fromkeys(alert_queries(), "ok")
+
+    # What was scraped is what was logged, and the run's state is the one that it was in.
+    logged = {each.metrics.get("rl/reward/mean") for each in metrics(finished, "rl")}
+    (reward,) = watching.over_time("ray_pear_ray_rl_reward_mean", **window)
+    assert {float(value) for _, value in reward["values"]} <= logged
+    (state,) = watching.over_time("ray_pear_ray_run_state", **window)
+    assert {int(value) for _, value in state["values"]} <= {0, 1, 2}
+    assert reward["metric"]["run"] == state["metric"]["run"] == "small"
+
+
+def test_what_is_not_fed_here_is_known_to_ray() -> None:
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    ours = {name for name in NOT_FED if not name.startswith("ray_pear_ray_")}
+    assert {name.removeprefix("ray_") for name in ours} <= set(METRICS_GAUGES)

@@ -1,12 +1,10 @@
 """What each rank does in test_pear_on_ranks.py: a PEAR-weighted step per backend and reduction."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from spawned_ranks import rank_of_group
 
 from pear_ray.artifacts.tables import SCORED, write_rows
 from pear_ray.config.run import RunConfig, validate_run
@@ -26,29 +24,12 @@ GAME = {"games": [{"name": "chain_sum"}], "size": 8}
 
 def run_rank(rank: int, folder: Path, port: int, num_ranks: int, microbatch_tokens: int) -> None:
     """Take the step each way; rank 0 writes loss and gradient norm."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-    }
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    run_dir = folder / f"{num_ranks}-{microbatch_tokens}"
-    if rank == 0:
-        write_corpus(run_dir)
-    dist.barrier()
-    found = {
-        f"{backend} {reduction}": _step(run_dir, backend, reduction, num_ranks, microbatch_tokens)
-        for backend in BACKENDS
-        for reduction in REDUCTIONS
-    }
-    if rank == 0:
-        (run_dir / "found.json").write_text(json.dumps(found), encoding="utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
+    at = (rank, folder, port, num_ranks, microbatch_tokens)
+    with rank_of_group(*at, write_corpus=write_corpus) as (run_dir, found):
+        for backend in BACKENDS:
+            for reduction in REDUCTIONS:
+                step = (run_dir, backend, reduction, num_ranks, microbatch_tokens)
+                found[f"{backend} {reduction}"] = _step(*step)
 
 
 def write_corpus(run_dir: Path) -> None:

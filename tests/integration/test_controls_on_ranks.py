@@ -1,7 +1,5 @@
 """Controls of a step of the real loop: what tokens weigh, on one rank and on two; and no SFT."""
 
-import json
-import socket
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import control_ranks
 import pytest
 import torch
 from safetensors.torch import load_file
+from spawned_ranks import WAYS, found_by_way
 from training_runs import job, run_config
 
 from pear_ray.artifacts import manifest
@@ -21,26 +20,11 @@ from pear_ray.engines.handover.files import check_files
 from pear_ray.engines.handover.record import read_record
 from pear_ray.stages import sft
 
-WAYS = {"at once": (1, 8192), "in microbatches": (1, 40), "on two ranks": (2, 40)}
-
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, float]]]:
     """Metrics of the step by way and arm."""
-    folder = tmp_path_factory.mktemp("controls")
-    results = {}
-    for way, (num_ranks, microbatch_tokens) in WAYS.items():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        torch.multiprocessing.spawn(
-            control_ranks.run_rank,
-            args=(folder, port, num_ranks, microbatch_tokens),
-            nprocs=num_ranks,
-        )
-        file = folder / f"{num_ranks}-{microbatch_tokens}" / "found.json"
-        results[way] = json.loads(file.read_text(encoding="utf-8"))
-    return results
+    return found_by_way(control_ranks.run_rank, tmp_path_factory.mktemp("controls"))
 
 
 @pytest.mark.parametrize("arm", control_ranks.ARMS)

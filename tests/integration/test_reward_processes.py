@@ -26,20 +26,21 @@ def test_an_endless_comparison_is_killed_by_the_pool_without_signals_of_its_own(
 
 def test_bad_code_is_wrong_and_the_pool_goes_on() -> None:
     """Each ends its own subprocess, and none the verifier: wrong, and not errored."""
-    component = {"kind": "unit_tests", "cpu_s": 1, "deadline_s": 3.0}
-    config = RewardConfig.model_validate({"components": [component]})
+    component = {"kind": "unit_tests", "cpu_s": 1, "deadline_s": 30.0}  # a busy machine is slow
     codes = {
         "while True: pass": "died of SIG",
         "import ctypes; ctypes.string_at(0)": "died of SIGSEGV",
         "import re; re.match('(a+)+b', 'a' * 40)": "died of SIG",
         "import os; os.kill(os.getpid(), 9)": "died of SIGKILL",
-        "import time; time.sleep(60)": "killed after 3 s",
     }
+    asleep = {"import time; time.sleep(60)": "killed after 3 s"}
     tests = problem(None, tests="assert x == 1")
-    with RewardPool(config) as pool:
-        rewards = pool.verify_all([(tests, f"```\n{code}\n```") for code in codes])
-        good = pool.verify_all([(tests, "```\nx = 1\n```")])
-    for reward, said in zip(rewards, codes.values(), strict=True):
-        assert reward.status is RewardStatus.FAILED
-        assert reward.detail.startswith(said)
-    assert good[0].status is RewardStatus.OK
+    for settings, wrong in ((component, codes), (component | {"deadline_s": 3.0}, asleep)):
+        config = RewardConfig.model_validate({"components": [settings], "deadline_s": 60.0})
+        with RewardPool(config) as pool:
+            rewards = pool.verify_all([(tests, f"```\n{code}\n```") for code in wrong])
+            good = pool.verify_all([(tests, "```\nx = 1\n```")])
+        for reward, said in zip(rewards, wrong.values(), strict=True):
+            assert reward.status is RewardStatus.FAILED
+            assert reward.detail.startswith(said)
+        assert good[0].status is RewardStatus.OK

@@ -8,22 +8,18 @@ import argparse
 import functools
 import hashlib
 import json
-import math
-import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pear_ray.embedded.automaton.generate import CORPUS_FILE, PROBLEM_SETS, Settings, write_data
 from pear_ray.embedded.automaton.lessons import Phase, batches
 from pear_ray.embedded.automaton.quality import measure
 from pear_ray.embedded.automaton.tokenizer import build_tokenizer, write_tokenizer
-from pear_ray.embedded.tokenizer import END, PAD
-from pear_ray.embedded.training import train, write_model
+from pear_ray.embedded.training import architecture, train, versions, write_model
 
 BATCH_SIZE = 32
 NUM_THREADS = 1
@@ -65,23 +61,12 @@ def main() -> None:
 
 
 def _architecture() -> Qwen3Config:
-    tokenizer = build_tokenizer()
-    return Qwen3Config(
-        vocab_size=math.ceil(tokenizer.get_vocab_size() / 16) * 16,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        intermediate_size=192,
-        max_position_embeddings=MAX_LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+    return architecture(
+        build_tokenizer(),
+        num_heads=2,
+        num_layers=2,
+        max_length=MAX_LENGTH,
         initializer_range=INITIAL_STD,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.token_to_id(END),
-        pad_token_id=tokenizer.token_to_id(PAD),
-        dtype="float32",
     )
 
 
@@ -103,11 +88,7 @@ def quality_report(student: Qwen3ForCausalLM, output: Path, *, train_s: float) -
         "batch_size": BATCH_SIZE,
         "num_threads": NUM_THREADS,
         "train_s": round(train_s, 1),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
 
 

@@ -122,3 +122,19 @@ def test_two_arms_of_one_name_and_a_seed_twice_are_refused(run_file: Path) -> No
 
 def test_a_base_that_is_missing_is_named(run_file: Path) -> None:
     assert "nowhere.yaml: cannot read" in refusal(run_file, STUDY, "base=nowhere.yaml")
+
+
+def test_a_study_that_is_missing_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot read the study file"):
+        load_study(tmp_path / "nothing.yaml")
+
+
+def test_an_override_of_the_runs_keeps_the_rest_of_its_section(run_file: Path) -> None:
+    plan = plan_of(run_file, STUDY, "overrides.rl.num_steps=2", "seeds=[7]")
+    run, before = (
+        each.run_of(Cell(arm="sft", seed=7)) for each in (plan, plan_of(run_file, STUDY))
+    )
+    assert (run.sft.num_epochs, run.rl.num_steps) == (2, 2)
+    assert before.rl.num_steps != 2
+    assert run.rl.problems == before.rl.problems
+    assert plan.study.seeds == [7]

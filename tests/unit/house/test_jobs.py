@@ -28,7 +28,8 @@ def test_it_is_that_command(name: str) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "missing.yaml: cannot read the run file" in done.stderr
+    noun = "study" if name == "study" else "run"
+    assert f"missing.yaml: cannot read the {noun} file" in done.stderr
     shown = subprocess.run(
         [sys.executable, f"jobs/{name}.py", "--help"],
         cwd=ROOT,
