@@ -137,6 +137,14 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def free_port(host: str) -> int:
+    """One of `host` that nothing listens at."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
 def _listener(port: int) -> str:
     """Who listens at `port`; empty where nobody does or this user may not know."""
     with contextlib.suppress(psutil.Error):

@@ -21,7 +21,7 @@ from pear_ray.errors import (
     StopRequested,
 )
 from pear_ray.serving.app import build
-from pear_ray.serving.order import ServeOrder, check_devices
+from pear_ray.serving.order import ServeOrder, check_devices, free_port
 from pear_ray.serving.settings import APP_NAME, ServeSettings
 from pear_ray.stopping import stop_on_sigterm
 
@@ -65,7 +65,7 @@ def deployed(settings: ServeSettings, order: ServeOrder) -> Iterator[None]:
         try:
             _check_cluster(settings, elsewhere=elsewhere)
             _check_free(order)
-            _deploy(settings, order)
+            _deploy(settings, order, elsewhere=elsewhere)
             yield
         finally:
             with contextlib.suppress(Exception):  # whatever ended it is the error to see, not this
@@ -73,10 +73,12 @@ def deployed(settings: ServeSettings, order: ServeOrder) -> Iterator[None]:
             ray.shutdown()
 
 
-def _deploy(settings: ServeSettings, order: ServeOrder) -> None:
+def _deploy(settings: ServeSettings, order: ServeOrder, *, elsewhere: bool) -> None:
+    # On a Ray of our own the gateway listens at the port; Ray Serve starts its proxy all the same.
+    port = order.port if elsewhere else free_port(order.host)
     serve.start(
         proxy_location="EveryNode",
-        http_options={"host": order.host, "port": order.port},
+        http_options={"host": order.host, "port": port},
         logging_config=LOGGING,
     )
     try:
@@ -154,8 +156,10 @@ def _check_free(order: ServeOrder) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line of a replica's traceback that says something, of Ray Serve's long message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """What a replica said last, of Ray Serve's long messages; else what Serve says."""
+    found = serve.status().applications.get(APP_NAME)
+    messages = [each.message for each in found.deployments.values()] if found else []
+    lines = [line.strip() for message in messages for line in message.splitlines()]
     ours = [line for line in lines if "Error: " in line]
     return ours[-1] if ours else str(error)
 
