@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "doctor":
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
-    if parsed.command in {"study", "status", "compare", *JOB_COMMANDS}:
+    if parsed.command in {"study", "status", "compare", "serve", *JOB_COMMANDS}:
         return _beyond_one_run(parsed)
     if parsed.command == "inspect":
         _quieten()
@@ -117,6 +117,8 @@ def _beyond_one_run(parsed: argparse.Namespace) -> int:
         return _study(parsed)
     if parsed.command == "status":
         return _status(parsed.run_dir)
+    if parsed.command == "serve":
+        return _serve(parsed)
     return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
 
 
@@ -135,6 +137,33 @@ def _on_cluster(parsed: argparse.Namespace) -> int:
     if parsed.command == "logs":
         return commands.logs(parsed.job, address=address, follow_it=parsed.follow)
     return commands.stop(parsed.job, address=address)
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    _quieten()
+    checks = importlib.import_module("pear_ray.serving.order")
+    order = checks.ServeOrder(
+        checkpoints=parsed.checkpoints,
+        named=parsed.name,
+        adapters=parsed.lora,
+        host=parsed.host,
+        port=parsed.port,
+        min_replicas=parsed.min_replicas,
+        max_replicas=parsed.max_replicas,
+        tensor_parallel_size=parsed.tensor_parallel_size,
+        device=parsed.device,
+        dtype=parsed.dtype,
+        address=parsed.address,
+    )
+    settings = checks.check_order(order)
+    if parsed.dry_run:
+        production = importlib.import_module("pear_ray.serving.production")
+        file = production.write_serve_yaml(settings, host=order.host, port=order.port)
+        sys.stdout.write(f"checked: {', '.join(settings.names)}\nwritten: {file}\n")
+        return 0
+    if checks.is_local(order):
+        os.environ.update(checks.local_environment(order))
+    return importlib.import_module("pear_ray.serving.start").run_serve(settings, order)
 
 
 def _status(location: str) -> int:
