@@ -91,6 +91,12 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="of a GPU, such as 80GiB; on CPU, of one worker (this machine's share of it)",
     )
     plan.add_argument("--device", choices=GPUS, help="the GPU, for times and memory")
+    plan.add_argument(
+        "--cluster",
+        type=Path,
+        metavar="FILE",
+        help="a cluster file: which stages fit on which nodes, how long, and at what cost",
+    )
     for option, metavar, of in (
         ("--rows", "N", "rows of the corpus"),
         ("--row-tokens", "N", "mean tokens of a row (half of models.max_model_len)"),

@@ -61,19 +61,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
         )
     config = load_run(parsed.run_file, parsed.overrides)
     if parsed.command == "plan":
-        plan = importlib.import_module("pear_ray.plan")
-        durations = importlib.import_module("pear_ray.memory.durations")
-        return plan.run_plan(
-            config,
-            device_bytes=parsed.device_memory,
-            device=parsed.device,
-            workload=durations.Workload(
-                num_rows=parsed.rows,
-                row_tokens=parsed.row_tokens or config.models.max_model_len // 2,
-                completion_tokens=parsed.completion_tokens,
-            ),
-            as_json=parsed.json,
-        )
+        return _plan(parsed, config)
     only = None if parsed.command == "run" else parsed.stage
     rollouts = _rollouts(parsed)
     if parsed.dry_run:
@@ -92,6 +80,34 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     if (run_dir / page).exists():
         sys.stdout.write(f"report:     {run_dir / page}\n")
     return 0
+
+
+def _plan(parsed: argparse.Namespace, config: RunConfig) -> int:
+    durations = importlib.import_module("pear_ray.memory.durations")
+    workload = durations.Workload(
+        num_rows=parsed.rows,
+        row_tokens=parsed.row_tokens or config.models.max_model_len // 2,
+        completion_tokens=parsed.completion_tokens,
+    )
+    if parsed.cluster is None:
+        plan = importlib.import_module("pear_ray.plan")
+        return plan.run_plan(
+            config,
+            device_bytes=parsed.device_memory,
+            device=parsed.device,
+            workload=workload,
+            as_json=parsed.json,
+        )
+    for option, value in (("--device", parsed.device), ("--device-memory", parsed.device_memory)):
+        if value is not None:
+            raise ConfigError(
+                f"{option} and --cluster {parsed.cluster}: the file says what GPUs there are; "
+                f"leave {option} out"
+            )
+    cluster_plan = importlib.import_module("pear_ray.cluster_plan")
+    return cluster_plan.run_cluster_plan(
+        config, parsed.cluster, workload=workload, as_json=parsed.json
+    )
 
 
 def _study(parsed: argparse.Namespace) -> int:
