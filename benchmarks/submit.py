@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ray_head import Head, ray_head
 from record import Figure, write_parts
 
-from pear_ray.telemetry.metrics_log import EventKind, EventRecord, MetricRecord, read_metrics
+from pear_ray.telemetry.metrics_log import EventKind, EventRecord, read_metrics
 
 ROOT = Path(__file__).parents[1]
 RUN_FILE = "jobs/runs/suffix.yaml"
@@ -108,21 +108,23 @@ def stage_seconds(run_dir: Path) -> float:
 
 
 def marks() -> list[Figure]:
-    """What the driver spends on a step's mark."""
+    """What the driver spends on the job page's view of a step: its mark, and the word of it."""
     import ray
 
-    from pear_ray.distributed.marks import StepBars
-
-    def record(stage: str, step: int, num_steps: int) -> MetricRecord:
-        return MetricRecord(time.time(), "marks", stage, 1, step, num_steps, {})
+    from pear_ray.distributed.job_page import job_page
+    from pear_ray.telemetry.follow import ProgressState
+    from pear_ray.telemetry.metrics_log import MetricRecord
 
     ray.init(include_dashboard=False, log_to_driver=False, num_cpus=1)
-    with StepBars("marks") as bars:
-        bars.take(record("warm-up", 1, 1))
+    state = ProgressState()
+    with job_page("bench") as page:
+        state.fold(MetricRecord(0.0, "bench", "rl", 1, 1, 1, {}))
+        page.show(state)
         time.sleep(2)
         began, cpu = time.perf_counter(), time.process_time()
         for step in range(1, MARKED_STEPS + 1):
-            bars.take(record("sft", step, MARKED_STEPS))
+            state.fold(MetricRecord(float(step), "bench", "sft", 1, step, MARKED_STEPS, {}))
+            page.show(state)
         passed = 1000 * (time.perf_counter() - began) / MARKED_STEPS
         spent = 1000 * (time.process_time() - cpu) / MARKED_STEPS
     ray.shutdown()

@@ -56,12 +56,13 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_study(commands)
     status = commands.add_parser("status", help="where a run is, from any terminal")
-    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    status.add_argument("run_dir", metavar="RUN_DIR", help="a folder, or s3://BUCKET/FOLDER/NAME")
     _add_compare(commands)
     _add_jobs(commands)
+    _add_serve(commands)
     inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
     inspect.add_argument(
-        "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
+        "artifact", metavar="ARTIFACT", help="a stage's folder, or a Parquet file; also on s3://"
     )
     inspect.add_argument(
         "--rows",
@@ -120,7 +121,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     says = "several runs on one page: what differs in their settings, how they end, their curves"
     compare = commands.add_parser("compare", help=says, description=says)
-    compare.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    compare.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folders, or s3://...")
     compare.add_argument("--out", type=Path, metavar="FILE.html", help=f"the page ({COMPARISON})")
     compare.add_argument(
         "--json", action="store_true", help="print the table for machines, and write no page"
@@ -156,6 +157,26 @@ def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
             metavar="URL",
             help="of the dashboard (RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's)",
         )
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    says = "checkpoints behind an OpenAI-compatible address"
+    add = commands.add_parser("serve", help=says, description=says).add_argument
+    add("checkpoints", nargs="*", metavar="CHECKPOINT", help="a run, a stage of it, or a model")
+    for option, metavar, of in (
+        ("--name", "NAME=CHECKPOINT", "another model, by a name of your own"),
+        ("--lora", "NAME=ADAPTER[@MODEL]", "an adapter, by a name of its own, on a served model"),
+    ):
+        add(option, action="append", default=[], metavar=metavar, help=f"{of}; may be given again")
+    add("--host", default="127.0.0.1", help="where to listen; beyond loopback a key is needed")
+    add("--port", type=_positive, default=8000, help="where to listen (8000)")
+    add("--min-replicas", type=_positive, default=1, metavar="N", help="of each model (1)")
+    add("--max-replicas", type=_positive, metavar="N", help="under load (as --min-replicas)")
+    add("--tensor-parallel-size", type=_positive, default=1, metavar="N", help="GPUs of a replica")
+    add("--device", choices=("cpu", "cuda"), help="cuda where this machine has a GPU")
+    add("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, else bfloat16")
+    add("--address", metavar="HOST:PORT", help="of a running Ray cluster, or auto; none starts one")
+    add("--dry-run", action="store_true", help="check everything, write serve.yaml, start nothing")
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
@@ -196,4 +217,11 @@ def _count(text: str) -> int:
     """An argument that counts something: 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows; use 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)

@@ -47,13 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "doctor":
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
-    if parsed.command in {"study", "status", "compare", *JOB_COMMANDS}:
+    if parsed.command in {"study", "status", "compare", "serve", *JOB_COMMANDS}:
         return _beyond_one_run(parsed)
     if parsed.command == "inspect":
         _quieten()
         inspection = importlib.import_module("pear_ray.inspection")
+        reading = importlib.import_module("pear_ray.artifacts.stored.reading")
         return inspection.run_inspect(
-            parsed.artifact, num_rows=parsed.rows, step=parsed.step, html=parsed.html
+            reading.see_artifact(parsed.artifact),
+            num_rows=parsed.rows,
+            step=parsed.step,
+            html=parsed.html,
         )
     config = load_run(parsed.run_file, parsed.overrides)
     if parsed.command == "plan":
@@ -129,6 +133,8 @@ def _beyond_one_run(parsed: argparse.Namespace) -> int:
         return _study(parsed)
     if parsed.command == "status":
         return _status(parsed.run_dir)
+    if parsed.command == "serve":
+        return _serve(parsed)
     return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
 
 
@@ -149,16 +155,51 @@ def _on_cluster(parsed: argparse.Namespace) -> int:
     return commands.stop(parsed.job, address=address)
 
 
-def _status(run_dir: Path) -> int:
+def _serve(parsed: argparse.Namespace) -> int:
+    _quieten()
+    checks = importlib.import_module("pear_ray.serving.order")
+    order = checks.ServeOrder(
+        checkpoints=parsed.checkpoints,
+        named=parsed.name,
+        adapters=parsed.lora,
+        host=parsed.host,
+        port=parsed.port,
+        min_replicas=parsed.min_replicas,
+        max_replicas=parsed.max_replicas,
+        tensor_parallel_size=parsed.tensor_parallel_size,
+        device=parsed.device,
+        dtype=parsed.dtype,
+        address=parsed.address,
+    )
+    settings = checks.check_order(order)
+    if parsed.dry_run:
+        production = importlib.import_module("pear_ray.serving.production")
+        file = production.write_serve_yaml(settings, host=order.host, port=order.port)
+        sys.stdout.write(f"checked: {', '.join(settings.names)}\nwritten: {file}\n")
+        return 0
+    if checks.is_local(order):
+        os.environ.update(checks.local_environment(order))
+    return importlib.import_module("pear_ray.serving.start").run_serve(settings, order)
+
+
+def _status(location: str) -> int:
     from rich.console import Console
 
-    from pear_ray.telemetry.status import render_status
+    from pear_ray.artifacts.stored.location import is_uri, without_query
+    from pear_ray.artifacts.stored.reading import see_run
+    from pear_ray.telemetry.status import LOCK_FILE, process_alive, render_status
 
-    Console().print(render_status(run_dir))
+    seen = see_run(location)
+    alive, place = process_alive(seen.path / LOCK_FILE), ""
+    if is_uri(location):
+        alive, place = seen.is_driven, without_query(location)
+    Console().print(render_status(seen.path, alive=alive, place=place))
     return 0
 
 
-def _compare(run_dirs: Sequence[Path], *, out: Path | None, as_json: bool) -> int:
+def _compare(locations: Sequence[str], *, out: Path | None, as_json: bool) -> int:
+    reading = importlib.import_module("pear_ray.artifacts.stored.reading")
+    run_dirs = [reading.see_artifact(location) for location in locations]
     compare_page = importlib.import_module("pear_ray.reporting.comparison.page")
     if as_json:
         sys.stdout.write(compare_page.comparison_json(run_dirs))

@@ -45,6 +45,10 @@ class ArtifactError(PearRayError):
     exit_code = 2
 
 
+class StorageError(PearRayError):
+    """The object store of a run folder stopped answering, or another driver took the run over."""
+
+
 class HandoverError(PearRayError):
     """A checkpoint that is not what the stage before exported, or that engines read otherwise."""
 

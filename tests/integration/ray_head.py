@@ -63,6 +63,7 @@ class Head:
         }
         program = Path(sys.executable).with_name("ray")
         flags = [f"--{name}={value}" for name, value in options.items()]
+        self.started: list[subprocess.Popen[str]] = []
         self.log = (folder / "head.log").open("w", encoding="utf-8")
         self.process = subprocess.Popen(
             [program, "start", "--head", "--block", "--disable-usage-stats", *flags],
@@ -87,6 +88,11 @@ class Head:
             time.sleep(0.3)
 
     def close(self) -> None:
+        for each in self.started:
+            each.kill()
+            each.wait()
+            if each.stdout:
+                each.stdout.close()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(timeout=60)
@@ -102,7 +108,7 @@ class Head:
 
     def start(self, *arguments: str, address: str | None = None) -> "subprocess.Popen[str]":
         """A command in the background; both of its outputs are one."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*arguments, address=address),
             env=self.environment,
             cwd=ROOT,
@@ -110,6 +116,8 @@ class Head:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run_all(self, *commands: Sequence[str], **environment: str) -> list[tuple[int, str, str]]:
         """Commands one after another; exit code, output and errors of each."""
@@ -175,6 +183,9 @@ class Relay:
         self._is_cut = False
 
     def close(self) -> None:
+        self._is_cut = True
+        with contextlib.suppress(OSError):  # which wakes the thread that waits for another line
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
@@ -197,3 +208,4 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
     for each in (source, target):
         with contextlib.suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
+    source.close()  # the other direction's thread closes the other

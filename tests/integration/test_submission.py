@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import re
 import signal
 import subprocess
@@ -30,6 +29,13 @@ def head() -> Iterator[Head]:
         yield started
 
 
+@pytest.fixture
+def relay(head: Head) -> Iterator[Relay]:
+    between = Relay(head.dashboard)
+    yield between
+    between.close()
+
+
 def submitted(folder: Path, *more: str) -> list[str]:
     return ["submit", RUN_FILE, f"output_dir={folder}", *SETTINGS, *more]
 
@@ -50,8 +56,9 @@ def driver_of(run_dir: Path) -> psutil.Process:
     return psutil.Process(lock["pid"])
 
 
-def test_a_run_is_sent_followed_attached_to_and_stopped(head: Head, tmp_path: Path) -> None:
-    relay = Relay(head.dashboard)
+def test_a_run_is_sent_followed_attached_to_and_stopped(
+    head: Head, relay: Relay, tmp_path: Path
+) -> None:
     head.environment["HF_TOKEN"] = SECRET
     began = time.monotonic()
     client = head.start(*submitted(tmp_path, "--follow", "--env", "HF_TOKEN"), address=relay.url)
@@ -94,19 +101,21 @@ def test_a_run_is_sent_followed_attached_to_and_stopped(head: Head, tmp_path: Pa
     kept = [path.name for path in (tmp_path / "job" / "sft" / "train").glob("step-*")]
     assert kept == [f"step-{done[-1]:06d}"]
     check_secret(head, tmp_path, seen)
-    relay.close()
 
 
 def check_secret(head: Head, folder: Path, seen: str) -> None:
-    """It is in the job's environment, and in nothing that the run or its log holds."""
+    """It is in nothing that the run, its log or its metadata hold.
+
+    Ray itself writes a job's environment into one log of each machine (docs/jobs.md).
+    """
     assert SECRET not in seen
     for path in (p for p in folder.rglob("*") if p.is_file()):
         assert SECRET.encode() not in path.read_bytes(), path
-    metadata = head.run_all(["jobs"])[0][1]
-    assert SECRET not in metadata
+    listed, logged = head.run_all(["jobs"], ["logs", "job"])
+    assert SECRET not in "".join((*listed[1:], *logged[1:]))
     logs = head.folder / "r" / "session_latest" / "logs"
-    named = [p.name for p in logs.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
-    assert not named, f"Ray wrote it into {named}"
+    named = {p.name for p in logs.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()}
+    assert named <= {"runtime_env_agent.log"}
 
 
 def of_sft(record: object) -> bool:
@@ -137,6 +146,7 @@ def test_what_cannot_be_sent_is_one_error_at_once(head: Head, tmp_path: Path) ->
     wrong = head.run_all(["jobs"], RAY_AUTH_TOKEN="not the cluster's")
     assert time.monotonic() - began < 60
     old.shutdown()
+    old.server_close()
     wanted = [
         r"InputError: .*101\.\d MiB would be sent.* up to 100\.0 MiB; .* weights \(101\.0 MiB\)",
         r"ClusterError: no Ray dashboard answers at http://127\.0\.0\.1:1 ",
@@ -196,4 +206,3 @@ def test_a_killed_job_goes_on_to_the_same_result(head: Head, tmp_path: Path) -> 
             for folder in (calm / "calm", struck / "struck")
         )
         assert all((one[name] == other[name]).all() for name in one)
-    os.environ.pop("HF_TOKEN", None)

@@ -1,6 +1,6 @@
 """The marks that the dashboard counts."""
 
-from pear_ray.distributed.marks import MAX_MARKS, marks_of
+from pear_ray.distributed.job_page import MAX_MARKS, marks_of
 
 
 def test_a_bar_of_marks_is_full_at_the_last_step():
