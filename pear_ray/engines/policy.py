@@ -183,7 +183,8 @@ def shard(
         mesh = init_device_mesh(
             device, (world_size // shard_over, shard_over), mesh_dim_names=("copy", "shard")
         )
-    policy.to(torch.device("cpu" if cpu_offload else device))
+    # Not moved here: each layer goes to the device as it is split, so that no device ever has to
+    # hold the whole model.
     options: dict[str, Any] = {"mesh": mesh}
     if compute_dtype(dtype, device=device) == "bfloat16":
         options["mp_policy"] = MixedPrecisionPolicy(
