@@ -70,16 +70,16 @@ class RunCopy:
             for name, stored in self.listing.items()
             if wanted(name, stored) and not (self.path / name).exists()
         ]
-        num_bytes = 0
-        for name, entry in zip(names, in_parallel(self._get, names), strict=True):
-            self.ledger.entries[name] = entry
-            num_bytes += entry.local.num_bytes
-        if names:
-            self.ledger.save()
-        return num_bytes
+        try:
+            return sum(in_parallel(self._get, names))
+        finally:  # what came is known to be the store's, also where the rest did not come
+            if names:
+                self.ledger.save()
 
-    def _get(self, name: str) -> Entry:
-        return Entry(self.objects.get(name, self.path / name), self.listing[name])
+    def _get(self, name: str) -> int:
+        state = self.objects.get(name, self.path / name)
+        self.ledger.entries[name] = Entry(state, self.listing[name])
+        return state.num_bytes
 
 
 def in_parallel(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
