@@ -93,7 +93,10 @@ def in_parallel(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator
 
 def is_carried(name: str) -> bool:
     """Whether a file of a run goes to the store: not what is half written, or of one machine."""
-    return name != LOCK_FILE and not any(part.startswith(".") for part in name.split("/"))
+    parts = name.split("/")
+    if len(parts) > 3 and parts[1] == TRAIN:  # noqa: PLR2004 - STAGE/train/CHECKPOINT/...
+        parts = parts[:3]  # a checkpoint is whole, and torch calls a part of it .metadata
+    return name != LOCK_FILE and not any(part.startswith(".") for part in parts)
 
 
 def local_files(folder: Path) -> Iterator[str]:
