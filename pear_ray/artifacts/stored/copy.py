@@ -44,11 +44,16 @@ class RunCopy:
         self.listing = {name: each for name, each in listing.items() if is_carried(name)}
 
     def drop_what_differs(self) -> None:
-        """Remove what is here and is not what the store has under that name, as last listed."""
+        """Remove what is here and is not what the store has under that name, as last listed.
+
+        A store's times may have whole seconds, which are too few for a manifest: what is small,
+        and says what the rest is, comes anew.
+        """
         for name in list(local_files(self.path)):
             entry = self.ledger.entries.get(name)
             stored = self.listing.get(name)
-            if stored is None or entry is None or entry.stored != stored:
+            same = stored is not None and entry is not None and entry.stored == stored
+            if not same or is_small(name, stored):
                 (self.path / name).unlink()
                 self.ledger.entries.pop(name, None)
 
