@@ -26,14 +26,9 @@ from pear_ray.records import HALF_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
 from pear_ray.tasks.difficulty import describe_band
 from pear_ray.tasks.problem_sets import content_of
+from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.live import LiveView
-from pear_ray.telemetry.metrics_log import (
-    METRICS_FILE,
-    MetricRecord,
-    MetricsLog,
-    Record,
-    copy_metrics,
-)
+from pear_ray.telemetry.metrics_log import METRICS_FILE, MetricsLog, copy_metrics
 from pear_ray.telemetry.trackers import open_trackers
 
 CONFIG_FILE = "config.yaml"
@@ -233,15 +228,13 @@ def _run_stages(
         config.telemetry, run_dir, config.name, tree, warn=lambda text: warn("warning", text)
     )
     with contextlib.ExitStack() as open_things:
-        on_record = None
+        on_look = None
+        to_make = [stage.name for stage in stages if not stage.is_made]
         # In a host the study around it shows where its runs are.
         if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
-            on_record = _connect(config, open_things)
-            reachable = importlib.import_module("pear_ray.distributed.reachable")
-            reachable.check_reachable(run_dir, stored="://" in config.output_dir)
+            on_look = _connect(config, run_dir, to_make, open_things)
         names = [stage.name for stage in stages]
-        to_make = [stage.name for stage in stages if not stage.is_made]
-        open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_record=on_record))
+        open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_look=on_look))
         open_things.enter_context(stop_on_sigterm())
         for stage in stages:
             if stop_asked():
@@ -254,20 +247,28 @@ def _run_stages(
                 preflight.check_collected_sources(config, run_dir / stage.name)
 
 
-def _connect(config: RunConfig, open_things: contextlib.ExitStack) -> Callable[[Record], None]:
-    """Connect to Ray for all stages together; what to do with each new record there."""
+def _connect(
+    config: RunConfig, run_dir: Path, stages: Sequence[str], open_things: contextlib.ExitStack
+) -> Callable[[ProgressState], None]:
+    """Connect to Ray for all stages together; what to do there with what is known of the run."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
-    from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
+    from pear_ray.distributed.job_page import job_page, submission_id  # noqa: PLC0415
+    from pear_ray.distributed.reachable import check_reachable  # noqa: PLC0415
+    from pear_ray.distributed.session import ray_session  # noqa: PLC0415
+    from pear_ray.distributed.waiting import require_feasible  # noqa: PLC0415
 
     session = open_things.enter_context(ray_session(config.cluster))
-    wait_for_capacity(config)
+    require_feasible(config, stages)
+    check_reachable(run_dir, stored="://" in config.output_dir)
     if session.dashboard_url:
         sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
-    light = open_things.enter_context(beacon(config))
+    shows = [open_things.enter_context(beacon(config.name, run_dir)).show]
+    if submission_id() is not None:
+        shows.append(open_things.enter_context(job_page(config.name)).show)
 
-    def show(record: Record) -> None:
-        if isinstance(record, MetricRecord):
-            light.show(record.stage, record.step, record.num_steps, record.metrics)
+    def show(state: ProgressState) -> None:
+        for each in shows:
+            each(state)
 
     return show
 
@@ -287,7 +288,8 @@ def _run_stage(config: RunConfig, folder: RunFolder, stage: PlannedStage, *, att
     module = importlib.import_module(f"pear_ray.stages.{stage.name}")
     wanted = {} if stage.rollouts is None else {"rollouts": stage.rollouts}
     try:
-        module.run(config, run_dir, attempt=attempt, **wanted)
+        with _devices(config, stage.name, log):
+            module.run(config, run_dir, attempt=attempt, **wanted)
     except StopRequested as stop:
         log.event("stage_stopped", str(stop))
         raise
@@ -296,6 +298,17 @@ def _run_stage(config: RunConfig, folder: RunFolder, stage: PlannedStage, *, att
         log.event("stage_failed", said)
         raise
     log.event("stage_finished", f"done in {time.monotonic() - started:.1f} s")
+
+
+def _devices(
+    config: RunConfig, stage: str, log: MetricsLog
+) -> contextlib.AbstractContextManager[None]:
+    """The stage's devices are free within this; a host has its own."""
+    if stage not in ENGINE_STAGES or is_host():
+        return contextlib.nullcontext()
+    from pear_ray.distributed.waiting import devices_for  # noqa: PLC0415 - ray takes a second
+
+    return devices_for(config, stage, say=log.event)
 
 
 def _why_skipped(stage: PlannedStage) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from pear_ray.artifacts.partial import partial_of
 from pear_ray.errors import ConfigError, InputError
 
 IDENTITY_FILE = "run.json"
@@ -140,7 +141,7 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, tree: object) -> None:
     """Write `tree` so that a reader sees the old file or the whole new one, never half."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     with partial.open("w", encoding="utf-8") as file:
         json.dump(tree, file, indent=2, sort_keys=True)
         file.write("\n")

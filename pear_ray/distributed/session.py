@@ -1,20 +1,15 @@
-"""The run's connection to Ray: a cluster that is there or a local one, and whether it fits."""
+"""The run's connection to Ray: a cluster that is there or a local one."""
 
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
 
-from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import ClusterConfig
-from pear_ray.distributed.capacity import check_capacity
-from pear_ray.errors import CapacityError, PearRayError
-
-POLL_S = 2.0
+from pear_ray.errors import PearRayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,12 @@ def ray_session(cluster: ClusterConfig) -> Iterator[Session]:
     if ray.is_initialized():  # a test's or a notebook's own session is left running
         yield _describe()
         return
-    options = {"address": cluster.address} if cluster.address else {"include_dashboard": True}
+    # "local": without it Ray would join any cluster that was started on this machine.
+    options = (
+        {"address": cluster.address}
+        if cluster.address
+        else {"address": "local", "include_dashboard": True}
+    )
     # Inside a submitted job Ray knows the address itself, and options given twice are an error.
     if "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ:
         options = {}
@@ -50,22 +50,6 @@ def ray_session(cluster: ClusterConfig) -> Iterator[Session]:
         yield _describe()
     finally:
         ray.shutdown()
-
-
-def wait_for_capacity(config: RunConfig) -> None:
-    """Wait up to `cluster.wait_for_devices_s` for the devices to appear.
-
-    Raises:
-        CapacityError: They did not.
-    """
-    deadline = time.monotonic() + config.cluster.wait_for_devices_s
-    while True:
-        try:
-            return check_capacity(config, ray.cluster_resources())
-        except CapacityError:
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(POLL_S)
 
 
 def _describe() -> Session:

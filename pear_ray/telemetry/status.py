@@ -85,7 +85,11 @@ def run_health(state: ProgressState, *, alive: bool | None, now: float) -> Healt
     silent_s = now - state.last_time
     running = [stage for stage in state.stages.values() if stage.state is StageState.RUNNING]
     if running:
-        return _running_health(running[-1].name, alive=alive, silent_s=silent_s)
+        stage = running[-1]
+        if stage.waiting is not None and alive is not False:
+            words, since = stage.waiting
+            return Health("running", f"{stage.name} is {words} (for {duration(now - since)})")
+        return _running_health(stage.name, alive=alive, silent_s=silent_s)
     return _resting_health(state, alive=alive, ago=f"{duration(silent_s)} ago")
 
 
