@@ -85,6 +85,7 @@ def working_copy(cache: Path) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_elsewhere_to_the_same_bits_and_is_then_skipped(
     server: S3Server, cluster: str, tmp_path: Path
 ) -> None:

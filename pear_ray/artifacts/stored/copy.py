@@ -44,11 +44,16 @@ class RunCopy:
         self.listing = {name: each for name, each in listing.items() if is_carried(name)}
 
     def drop_what_differs(self) -> None:
-        """Remove what is here and is not what the store has under that name, as last listed."""
+        """Remove what is here and is not what the store has under that name, as last listed.
+
+        A store's times may have whole seconds, which are too few for a manifest: what is small,
+        and says what the rest is, comes anew.
+        """
         for name in list(local_files(self.path)):
             entry = self.ledger.entries.get(name)
             stored = self.listing.get(name)
-            if stored is None or entry is None or entry.stored != stored:
+            same = stored is not None and entry is not None and entry.stored == stored
+            if not same or is_small(name, stored):
                 (self.path / name).unlink()
                 self.ledger.entries.pop(name, None)
 
@@ -70,16 +75,16 @@ class RunCopy:
             for name, stored in self.listing.items()
             if wanted(name, stored) and not (self.path / name).exists()
         ]
-        num_bytes = 0
-        for name, entry in zip(names, in_parallel(self._get, names), strict=True):
-            self.ledger.entries[name] = entry
-            num_bytes += entry.local.num_bytes
-        if names:
-            self.ledger.save()
-        return num_bytes
+        try:
+            return sum(in_parallel(self._get, names))
+        finally:  # what came is known to be the store's, also where the rest did not come
+            if names:
+                self.ledger.save()
 
-    def _get(self, name: str) -> Entry:
-        return Entry(self.objects.get(name, self.path / name), self.listing[name])
+    def _get(self, name: str) -> int:
+        state = self.objects.get(name, self.path / name)
+        self.ledger.entries[name] = Entry(state, self.listing[name])
+        return state.num_bytes
 
 
 def in_parallel(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
@@ -93,7 +98,10 @@ def in_parallel(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator
 
 def is_carried(name: str) -> bool:
     """Whether a file of a run goes to the store: not what is half written, or of one machine."""
-    return name != LOCK_FILE and not any(part.startswith(".") for part in name.split("/"))
+    parts = name.split("/")
+    if len(parts) > 3 and parts[1] == TRAIN:  # noqa: PLR2004 - STAGE/train/CHECKPOINT/...
+        parts = parts[:3]  # a checkpoint is whole, and torch calls a part of it .metadata
+    return name != LOCK_FILE and not any(part.startswith(".") for part in parts)
 
 
 def local_files(folder: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The objects of one run folder on a store, by their names within it."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pear_ray.errors import InputError
 from pear_ray.stores import MAX_ATTEMPTS, because, open_filesystem
 
 CHUNK_BYTES = 8 * 2**20
+_GONE = "NO_SUCH_KEY"  # how S3's client says it where pyarrow makes no FileNotFoundError of it
 # All that pyarrow raises when a store does not answer, or says no.
 FAILURES = (OSError, pa.ArrowException)
 
@@ -63,18 +65,19 @@ class ObjectFolder:
         bucket = self._root.partition("/")[0]
         try:
             system, _ = open_filesystem(self.uri, key=KEY, max_attempts=1)
-            found = system.get_file_info(bucket)
-            if found.type is pafs.FileType.Directory:
-                system.get_file_info(pafs.FileSelector(self._root, allow_not_found=True))
+            if system.get_file_info(pafs.FileSelector(self._root, allow_not_found=True)):
+                return
         except FAILURES as error:
             raise InputError(
                 f"{KEY}={self.uri}: the store cannot be used{because(self.uri, error)}"
             ) from error
-        if found.type is not pafs.FileType.Directory:
-            raise InputError(
-                f"{KEY}={self.uri}: the store has no bucket {bucket!r}, or these credentials may "
-                "not look at it; make the bucket, or name another"
-            )
+        # Nothing is there yet, or no bucket is: who may only see the folder cannot ask which.
+        with contextlib.suppress(*FAILURES):
+            if system.get_file_info(bucket).type is pafs.FileType.NotFound:
+                raise InputError(
+                    f"{KEY}={self.uri}: the store has no bucket {bucket!r}; make it, or name "
+                    "another"
+                )
 
     def list(self, under: str = "") -> dict[str, Stored]:
         """Every object by its name, which keeps `under`."""
@@ -95,6 +98,10 @@ class ObjectFolder:
                 return stream.read()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if _GONE in str(error):  # between looking for it and reading it
+                return None
+            raise
 
     def write(self, name: str, content: bytes) -> None:
         """Put `content` there, whole or not at all."""

@@ -19,7 +19,7 @@ from pear_ray.artifacts.stored.location import (
 )
 from pear_ray.artifacts.stored.objects import FAILURES, ObjectFolder, Stored
 from pear_ray.artifacts.stored.run import check_stored_owner
-from pear_ray.errors import InputError, StorageError
+from pear_ray.errors import InputError
 from pear_ray.stores import because
 
 PARENTS = 4  # how deep within a run an artifact's file is looked for
@@ -128,6 +128,6 @@ def _naming(uri: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise StorageError(
+        raise InputError(
             f"{uri}: the store does not answer as it should{because(uri, error)}"
         ) from error

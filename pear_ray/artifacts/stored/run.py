@@ -249,7 +249,6 @@ def run_folder(output_dir: str, name: str, *, wait_s: float) -> Iterator[RunFold
         InputError: The store cannot be used, the folder belongs to another run or holds something
             else, or another driver holds it.
         ConfigError: `output_dir` is a URI of no store.
-        StorageError: The store stopped answering.
     """
     if not is_uri(output_dir):
         yield LocalFolder(run_path(output_dir, name))
@@ -325,7 +324,7 @@ def _naming_the_store(objects: ObjectFolder) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise StorageError(
+        raise InputError(
             f"{KEY}={objects.uri}: the store does not answer as it should"
             f"{because(objects.uri, error)}"
         ) from error
