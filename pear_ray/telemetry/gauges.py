@@ -1,5 +1,6 @@
 """What a run's gauges say, worked out from its progress; who exports them is not known here."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ _FAMILIES = (
 )
 _ABSENT = {"suite": "main"}  # the evaluation's own problems, which name no suite
 _CHECKPOINTED = {"sft", "rl", "rl_train"}
+_KNOWN_NAMES = 4096  # more than a run has metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def gauges_of(state: ProgressState, *, now: float) -> list[GaugeValue]:
     return found
 
 
+@functools.lru_cache(maxsize=_KNOWN_NAMES)
 def gauge_of(name: str) -> tuple[str, dict[str, str]]:
     """What the gauge of the metric `name` measures, and its tags besides run and stage.
 
