@@ -32,7 +32,9 @@ h1 { font-size: 17px; margin: 0 0 2px; }
 h2 { font-size: 14px; margin: 10px 0 4px; }
 h3 { font-size: 12px; margin: 0 0 2px; }
 p { margin: 0; color: var(--muted); }
-figure { margin: 0; }
+small { font-weight: normal; color: var(--muted); }
+figure { margin: 0; min-width: 0; }
+h3 { white-space: nowrap; overflow: hidden; }
 .grid { display: grid; grid-template-columns: repeat(COLUMNS, 1fr); gap: 8px 14px; }
 svg { display: block; width: 100%; height: auto; }
 """
@@ -57,7 +59,9 @@ def main() -> int:
             continue
         drawn = _chart(panel, told)
         if drawn is not None:
-            parts.append(f"<figure><h3>{drawn.title}</h3>{drawn.svg}</figure>")
+            parts.append(
+                f"<figure><h3>{drawn.title}<small>{drawn.caption}</small></h3>{drawn.svg}</figure>"
+            )
     style = STYLE.replace("COLUMNS", str(told.columns))
     body = "".join([*parts, "</div>"])
     write_page(told.out, f"<!doctype html><meta charset=utf-8><style>{style}</style>{body}")
@@ -79,9 +83,9 @@ def _chart(panel: dict[str, Any], told: argparse.Namespace) -> Chart | None:
     return line_chart(
         [Line(each.label, each.x, each.y, run_colour(place)) for place, each in enumerate(lines)],
         title=panel["title"],
-        caption="",
+        caption=_words(field["mappings"]),
         x_label="minutes",
-        y_label=UNITS.get(field["unit"], ""),
+        y_label="state" if field["mappings"] else UNITS.get(field["unit"], ""),
         thresholds=[Threshold("", step["value"]) for step in steps],
         from_zero=all((each.y >= 0).all() for each in lines),
     )
@@ -99,6 +103,15 @@ def _points(series: dict[str, Any], begin: float) -> tuple[np.ndarray, np.ndarra
     """Minutes since `begin`, and values."""
     values = np.array([[float(time), float(value)] for time, value in series["values"]])
     return (values[:, 0] - begin) / 60, values[:, 1]
+
+
+def _words(mappings: list[dict[str, Any]]) -> str:
+    """`: 0 waiting, 1 running, ...` for the numbers of a state."""
+    return "".join(
+        f"{', ' if int(number) else ': '}{number} {word['text']}"
+        for mapping in mappings
+        for number, word in mapping["options"].items()
+    )
 
 
 def _legend(pattern: str, tags: dict[str, str]) -> str:

@@ -118,12 +118,13 @@ RUNS = (
     ),
     Panel(
         title="Silence and unsaved work",
-        text="Seconds since the run's last news, and seconds of work that a lost node would "
-        "cost. The first should stay near the time of a step, the second below that of "
-        "checkpoint_every steps.",
+        text="Seconds since the run's last news, seconds of work that a lost node would cost, and "
+        "seconds that a stage has waited for devices. The first should stay near the time of a "
+        "step, the second below that of checkpoint_every steps.",
         queries={
             "{{run}} silent": of_run("run_silent_s"),
             "{{run}} {{stage}} unsaved": of_run("stage_unsaved_s", by="run, stage"),
+            "{{run}} {{stage}} waits": of_run("stage_waiting_s", by="run, stage"),
         },
         unit="s",
     ),

@@ -102,6 +102,7 @@ def prometheus() -> Iterator[Prometheus]:
         (discovery,) = scrape["file_sd_configs"]
         discovery["refresh_interval"] = f"{SCRAPE_S}s"
         (file,) = discovery["files"]
+        (folder / "ray").mkdir()  # where Ray will be
         discovery["files"] = [str(folder / "ray" / Path(file).name)]
         settings["rule_files"] = [str(MONITORING / name) for name in settings["rule_files"]]
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")

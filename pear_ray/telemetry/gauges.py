@@ -1,5 +1,6 @@
 """What a run's gauges say, worked out from its progress; who exports them is not known here."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,9 @@ _FAMILIES = (
     ),
 )
 _ABSENT = {"suite": "main"}  # the evaluation's own problems, which name no suite
+_PASSING = ("run_silent_s", "stage_eta_s", "stage_unsaved_s", "stage_waiting_s")
 _CHECKPOINTED = {"sft", "rl", "rl_train"}
+_KNOWN_NAMES = 4096  # more than a run has metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ def gauges_of(state: ProgressState, *, now: float) -> list[GaugeValue]:
     return found
 
 
+@functools.lru_cache(maxsize=_KNOWN_NAMES)
 def gauge_of(name: str) -> tuple[str, dict[str, str]]:
     """What the gauge of the metric `name` measures, and its tags besides run and stage.
 
@@ -78,7 +82,7 @@ def of_a_dead_driver(values: list[GaugeValue]) -> list[GaugeValue]:
     What is known of the stages stays as it was, but what would go on in a live run (an ETA, time
     that passes) is left out.
     """
-    passing = {GAUGE_PREFIX + name for name in ("run_silent_s", "stage_eta_s", "stage_unsaved_s")}
+    passing = {GAUGE_PREFIX + name for name in _PASSING}
     return [
         GaugeValue(one.name, one.description, one.tags, DEAD)
         if one.name == GAUGE_PREFIX + "run_state"
@@ -99,7 +103,8 @@ def _of_run(state: ProgressState, now: float) -> list[GaugeValue]:
         "run_done_fraction": (len(ended) + sum(map(_part_done, stages))) / len(stages),
         "run_warnings": float(state.num_warnings),
     }
-    if state.last_time is not None and len(ended) < len(stages):
+    waits = any(one.waiting is not None for one in stages)
+    if state.last_time is not None and len(ended) < len(stages) and not waits:
         numbers["run_silent_s"] = max(0.0, now - state.last_time)
     return [_gauge(name, value, {"run": state.run}) for name, value in numbers.items()]
 
@@ -133,6 +138,8 @@ def _passing(stage: StageProgress, now: float) -> dict[str, float]:
     numbers = {"stage_elapsed_s": (stage.finished or now) - began}
     if stage.state is not StageState.RUNNING:
         return numbers
+    if stage.waiting is not None:
+        numbers["stage_waiting_s"] = max(0.0, now - stage.waiting[1])
     if eta_s is not None:
         numbers["stage_eta_s"] = eta_s
     if step_s is not None:

@@ -442,9 +442,10 @@ def assert_same_weights(one: Path, other: Path, stage: str = "rl") -> None:
         assert (tensor == again[name]).all(), name
 
 
-# What only GPUs feed, and what only runs feed whose rollouts lag.
+# What only GPUs feed, runs whose rollouts lag, and runs that have to wait for devices.
 NOT_FED = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"} | {
-    "ray_pear_ray_rl_policy_lag"
+    "ray_pear_ray_rl_policy_lag",
+    "ray_pear_ray_stage_waiting_s",
 }
 
 

@@ -17,6 +17,7 @@ CASES = {
         ["run_silent_s{} 400", "stage_step_s{} 100"],  # its steps take long
     ),
     "PearRunStalled while starting": (["run_silent_s{} 1900"], ["run_silent_s{} 1700"]),
+    "PearWaits": (["stage_waiting_s{} 1900"], ["stage_waiting_s{} 1700"]),
     "PearCheckpointOld": (["stage_unsaved_s{} 3700"], ["stage_unsaved_s{} 3500"]),
     "PearNotFinite": (["stage_not_finite{} 1"], ["stage_not_finite{} 0"]),
     "PearEssLow": (["sft_ess_fraction{} 0.1"], ["sft_ess_fraction{} 0.3"]),

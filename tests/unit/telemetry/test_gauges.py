@@ -80,6 +80,19 @@ def test_a_running_stage_says_how_far_it_is_and_when_it_will_be_done():
     assert exported(gauges_of(state, now=134))["pear_ray_stage_unsaved_s", "rl"] == 14
 
 
+def test_a_stage_that_waits_for_devices_is_not_silent():
+    waiting = event(10, EventKind.WAITING, message="waiting for 2 GPU")
+    state = folded(*SKIPPED, event(2, EventKind.STAGE_STARTED), waiting)
+    found = exported(gauges_of(state, now=2000))
+    assert found["pear_ray_stage_waiting_s", "rl"] == 1990
+    assert RUN_STATES[int(found["pear_ray_run_state",])] == "running"
+    assert ("pear_ray_run_silent_s",) not in found
+    state.fold(event(2001, EventKind.WAITED))
+    found = exported(gauges_of(state, now=2003))
+    assert ("pear_ray_stage_waiting_s", "rl") not in found
+    assert found["pear_ray_run_silent_s",] == 2
+
+
 def test_the_numbers_of_an_ended_stage_go_and_its_state_stays():
     state = folded(
         event(0, EventKind.STAGE_STARTED),
