@@ -220,6 +220,11 @@ def visible_gpus(list_gpus: Callable[[], str]) -> list[str]:
     return re.findall(r"^GPU \d+: (.+?) \(UUID", list_gpus(), flags=re.MULTILINE)
 
 
+def num_gpus() -> int:
+    """GPUs of this machine, whoever uses them."""
+    return len(visible_gpus(_nvidia_smi))
+
+
 def _platform() -> Finding:
     found = f"{platform.system()} {platform.machine()}"
     if platform.system() == "Linux":

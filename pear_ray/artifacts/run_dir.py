@@ -15,6 +15,7 @@ from pear_ray.errors import ConfigError, InputError
 
 IDENTITY_FILE = "run.json"
 LOCK_FILE = "run.lock"
+ATTEMPT_FILE = "attempt.json"
 VERSIONED_PACKAGES = (
     "pear-ray",
     "ray",
@@ -30,12 +31,12 @@ def run_path(output_dir: str, name: str) -> Path:
     """Where the run `name` lives.
 
     Raises:
-        ConfigError: `output_dir` is a URI, which this version does not write to.
+        ConfigError: `output_dir` is a URI: see `stored.run.run_folder`.
     """
     if "://" in output_dir:
         raise ConfigError(
-            f"output_dir={output_dir!r}: run folders on object stores are not supported yet; "
-            "give a path that every node mounts"
+            f"output_dir={output_dir!r}: a single run can be kept on an object store, and this "
+            "cannot; give a path that every node mounts"
         )
     return Path(output_dir).expanduser().resolve() / name
 
@@ -123,6 +124,9 @@ def next_attempt(run_dir: Path) -> int:
     done = [int(p.name.removeprefix("attempt-")) for p in logs.glob("attempt-*")]
     attempt = max(done, default=0) + 1
     (logs / f"attempt-{attempt}").mkdir()
+    # Something to carry: an object store knows no empty folder.
+    begun = {"pid": os.getpid(), "host": platform.node(), "started": time.time()}
+    write_json(logs / f"attempt-{attempt}" / ATTEMPT_FILE, begun)
     return attempt
 
 

@@ -80,6 +80,9 @@ class ClusterConfig(Section):
     """How long a stage waits, saying so, for devices that the cluster does not have before the run
     fails. None: for ever, but a run does not begin on a cluster that has too few and no autoscaler.
     Devices that others are using are waited for in any case."""
+    wait_for_store_s: Annotated[float, Field(gt=0)] = 120.0
+    """How long the end of a stage waits for a store (`output_dir`) that does not answer, before the
+    run ends."""
 
 
 class TelemetryConfig(Section):

@@ -40,6 +40,8 @@ SIDE_METRICS = {
 }
 RECENT_STEPS = 16  # enough that one slow step (a checkpoint, a pause) cannot move the median
 KEPT_WARNINGS = 50
+# Ray Train writes it anew with every checkpoint that it commits.
+_COMMITTED = Path("train", "checkpoint_manager_snapshot.json")
 
 
 class StageState(StrEnum):
@@ -83,6 +85,7 @@ class StageProgress:
         finished: Unix time at which it finished, was skipped or failed.
         metrics: The latest value of every metric that it wrote.
         phase: What it is doing within a step, where it says so.
+        checkpointed: Unix time of its last committed checkpoint; None where there is none.
         message: The sentence of its last event.
         waiting: What it waits for, as `waiting for 2 GPU: cluster has 1`, and since when; None
             where it does not wait.
@@ -98,6 +101,7 @@ class StageProgress:
     message: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     phase: Phase | None = None
+    checkpointed: float | None = None
     waiting: tuple[str, float] | None = None
     ticks: deque[tuple[float, int]] = field(
         default_factory=lambda: deque(maxlen=RECENT_STEPS + 1)
@@ -176,6 +180,7 @@ class ProgressState:
         self.run = ""
         self.last_time: float | None = None
         self.warnings: deque[EventRecord] = deque(maxlen=KEPT_WARNINGS)
+        self.num_warnings = 0
         self.stages = {name: StageProgress(name) for name in stages}
 
     def fold(self, record: Record) -> None:
@@ -186,6 +191,7 @@ class ProgressState:
             stage.fold_metrics(record)
         elif record.event is EventKind.WARNING:
             self.warnings.append(record)
+            self.num_warnings += 1
         else:
             _fold_event(stage, record)
 
@@ -197,13 +203,28 @@ class ProgressState:
             # An earlier attempt's last word says nothing of this one.
             stage.phase = found if found and found.since >= (stage.started or 0.0) else None
 
+    def look_at_checkpoints(self, run_dir: Path) -> None:
+        """Take over when the running stages committed a checkpoint last."""
+        for stage in self.stages.values():
+            if stage.state is StageState.RUNNING:
+                stage.checkpointed = _checkpoint_time(run_dir / stage.name)
+
     def forget_states(self) -> None:
         """Set every stage to waiting, as a new driver finds it; the numbers seen so far stay."""
         self.warnings.clear()
+        self.num_warnings, self.last_time = 0, None
         for stage in self.stages.values():
             stage.state, stage.started, stage.finished = StageState.WAITING, None, None
             stage.waiting = None
             stage.ticks.clear()
+
+
+def _checkpoint_time(stage_dir: Path) -> float | None:
+    """When Ray Train last committed a checkpoint of the stage, as Unix time."""
+    try:
+        return (stage_dir / _COMMITTED).stat().st_mtime
+    except OSError:  # it has none, or its file system blinks
+        return None
 
 
 def _fold_event(stage: StageProgress, record: EventRecord) -> None:

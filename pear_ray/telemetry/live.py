@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,7 @@ from pear_ray.telemetry.metrics_log import METRICS_FILE, EventRecord, Record
 from pear_ray.telemetry.trackers import Trackers
 from pear_ray.telemetry.view import event_line, render_progress, step_line
 
-PLAIN_STEPS = 10  # a job log gets about one line per so many steps
-PLAIN_QUIET_S = 30.0  # and one for a slower step, so that a log never looks dead
+PLAIN_PAUSE_S = 1.0  # a job log gets a line per step, and one for several that are faster
 _logger = logging.getLogger(__name__)
 
 
@@ -38,7 +38,8 @@ class LiveView:
 
     What is already in `metrics.jsonl` (earlier attempts) is shown but not handed on again. Ray
     prints its workers' output through `sys.stdout` and `sys.stderr`, which rich redirects above the
-    table. No failure in here, in a tracker or in `on_record` reaches the run.
+    table. No failure in here, in a tracker, in
+    `on_record` or in `on_look` reaches the run.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LiveView:
         *,
         trackers: Trackers | None = None,
         on_record: Callable[[Record], None] | None = None,
+        on_look: Callable[[ProgressState], None] | None = None,
         console: Console | None = None,
         poll_s: float = 0.5,
     ) -> None:
@@ -58,6 +60,7 @@ class LiveView:
             stages: The rows, in order.
             trackers: Get every new record; closed when the view ends.
             on_record: Called in the view's thread with every new record.
+            on_look: Called in the view's thread after every look, with all that is known.
             console: Where to show; a table if it is a terminal, otherwise lines.
             poll_s: Seconds between looks at the file.
         """
@@ -70,6 +73,7 @@ class LiveView:
             self._consumers["trackers"] = trackers.log
         if on_record:
             self._consumers["on_record"] = on_record
+        self._on_look = on_look
         self._trackers = trackers
         self._poll_s = poll_s
         self._ended = threading.Event()
@@ -117,6 +121,17 @@ class LiveView:
             self._hand_on(record)
         self._state.look_at_phases(self._run_dir)
         self._guarded(lambda view: view.refresh(self._state))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_look is None:
+            return
+        try:
+            self._state.look_at_checkpoints(self._run_dir)
+            self._on_look(self._state)
+        except Exception as error:  # noqa: BLE001 - as below
+            self._on_look = None
+            _logger.warning("on_look is off for the rest of this run: %r", error)
 
     def _hand_on(self, record: Record) -> None:
         for name, consumer in list(self._consumers.items()):
@@ -163,7 +178,7 @@ class _TableView:
 
 
 class _LineView:
-    """A line per change of state, per warning and per few steps."""
+    """A line per change of state, per warning and per step."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -185,12 +200,10 @@ class _LineView:
         pass
 
     def _take_step(self, stage: StageProgress, now: float) -> None:
-        step, last_time = self._printed.get(stage.name, (0, now))
-        if stage.step < step:  # a resumed stage counts from its checkpoint
-            step = 0
-        every = max(1, min(PLAIN_STEPS, stage.num_steps // PLAIN_STEPS))
-        due = stage.step - step >= every or stage.step == stage.num_steps
-        if stage.step != step and (due or now - last_time >= PLAIN_QUIET_S):
+        step, last_time = self._printed.get(stage.name, (-1, -math.inf))
+        # A resumed stage counts from its checkpoint: its step may be one that was printed before.
+        due = stage.step < step or now - last_time >= PLAIN_PAUSE_S
+        if stage.step != step and (due or stage.step == stage.num_steps):
             self._printed[stage.name] = (stage.step, now)
             self._print(now, step_line(stage, now))
 

@@ -122,6 +122,13 @@ def step_line(stage: StageProgress, now: float) -> str:
     return ", ".join(parts)
 
 
+def short_line(stage: StageProgress, now: float) -> str:
+    """`rl 10/60, 3 min 05 s left, rl/reward/mean 0.310`: what matters first, for narrow columns."""
+    eta_s = stage.eta_s(now)
+    left = f"{duration(eta_s)} left" if eta_s is not None and stage.step < stage.num_steps else ""
+    return ", ".join(filter(None, (f"{stage.name} {_step(stage)}", left, key_metric(stage))))
+
+
 def elapsed_s(stage: StageProgress, now: float) -> float | None:
     """Seconds since the stage started, up to its end."""
     if stage.started is None:

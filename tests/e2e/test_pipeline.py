@@ -13,6 +13,14 @@ from typing import Any
 
 import pytest
 import ray
+from prometheus_server import (
+    Prometheus,
+    alert_queries,
+    dashboard_queries,
+    find_program,
+    names_in,
+    prometheus,
+)
 from safetensors.numpy import load_file
 
 from pear_ray.artifacts.tables import EVALUATION_SAMPLES, read_table
@@ -22,6 +30,18 @@ ROOT = Path(__file__).parents[2]
 STAGES = ["collect", "score", "sft", "rl", "evaluate", "report"]
 RUN_TIMEOUT_S = 500
 _CLUSTER: dict[str, str] = {}  # where a run finds its Ray; nothing: it starts one
+# Planted in every run's environment; nothing that a run leaves may hold one.
+SECRETS = {
+    name: f"planted-{name.lower()}-5f3a9c"
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "OPENAI_API_KEY",
+        "RAY_AUTH_TOKEN",
+        "WANDB_API_KEY",
+    )
+}
 GAME = "{name: chain_sum, params: {min_terms: 3, max_terms: 5, min_digits: 1, max_digits: 1}}"
 RUN_FILE = f"""
 name: small
@@ -83,7 +103,7 @@ def start(folder: Path, stage: str = "run", *flags: str) -> subprocess.Popen[str
     return subprocess.Popen(
         command(folder, stage, *flags),
         cwd=ROOT,
-        env=os.environ | _CLUSTER,
+        env=os.environ | _CLUSTER | SECRETS,
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
@@ -114,14 +134,28 @@ def events(folder: Path, attempt: int) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def watching() -> Iterator[Prometheus | None]:
+    """A Prometheus that is there while the first run goes, where there is a program for it."""
+    if find_program("prometheus") is None:
+        yield None
+        return
+    with prometheus() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, watching: Prometheus | None
+) -> Iterator[Path]:
     """A folder with a run that went through undisturbed, on a Ray of its own.
 
     What comes after it connects to one that is there, as on a cluster, and need not start another.
     """
     folder = tmp_path_factory.mktemp("run")
     (folder / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    _CLUSTER.update(watching.environment if watching else {})
     run_to_end(folder)
+    _CLUSTER.clear()
     is_there = ray.is_initialized()  # that of tests/integration
     if not is_there:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -151,6 +185,17 @@ def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
     report = (run_dir / "report" / "report.html").read_text(encoding="utf-8")
     assert "pass@1" in report
     assert "http" not in report.replace("http://www.w3.org/", "")  # self-contained
+
+
+def test_no_secret_of_the_environment_is_in_what_the_run_left(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"config.yaml", "run.json", "metrics.jsonl", "manifest.json", "report.html"} <= names
+    assert any("logs" in path.parts for path in files)
+    for path in files:
+        content = path.read_bytes()
+        for name, secret in SECRETS.items():
+            assert secret.encode() not in content, f"{name} is in {path}"
 
 
 def test_every_suite_is_evaluated_reported_and_in_the_table(finished: Path) -> None:
@@ -395,3 +440,42 @@ def assert_same_weights(one: Path, other: Path, stage: str = "rl") -> None:
     assert weights.keys() == again.keys()
     for name, tensor in weights.items():
         assert (tensor == again[name]).all(), name
+
+
+# What only GPUs feed, and what only runs feed whose rollouts lag.
+NOT_FED = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"} | {
+    "ray_pear_ray_rl_policy_lag"
+}
+
+
+def test_prometheus_has_seen_all_that_the_dashboard_asks_for(
+    finished: Path, watching: Prometheus | None
+) -> None:
+    if watching is None:
+        pytest.skip("no prometheus: scripts/prometheus.sh puts it where it is looked for")
+    records = read_metrics(finished / "small" / "metrics.jsonl")
+    first = [record.time for record in records if record.attempt == 1]
+    window = {"begin": first[0], "end": first[-1] + 30}
+    known = set(watching.ask("label/__name__/values"))
+    for where, query in (dashboard_queries() | alert_queries()).items():
+        assert names_in(query) <= known | NOT_FED, where
+        found = watching.over_time(query, **window)  # an error says why in its message
+        if where in dashboard_queries() and not names_in(query) & NOT_FED:
+            assert found, where
+    rules = [rule for group in watching.ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"]: rule["health"] for rule in rules} == dict.fromkeys(alert_queries(), "ok")
+
+    # What was scraped is what was logged, and the run's state is the one that it was in.
+    logged = {each.metrics.get("rl/reward/mean") for each in metrics(finished, "rl")}
+    (reward,) = watching.over_time("ray_pear_ray_rl_reward_mean", **window)
+    assert {float(value) for _, value in reward["values"]} <= logged
+    (state,) = watching.over_time("ray_pear_ray_run_state", **window)
+    assert {int(value) for _, value in state["values"]} <= {0, 1, 2}
+    assert reward["metric"]["run"] == state["metric"]["run"] == "small"
+
+
+def test_what_is_not_fed_here_is_known_to_ray() -> None:
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    ours = {name for name in NOT_FED if not name.startswith("ray_pear_ray_")}
+    assert {name.removeprefix("ray_") for name in ours} <= set(METRICS_GAUGES)

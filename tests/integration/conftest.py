@@ -62,7 +62,13 @@ def local_ray() -> Iterator[None]:
     """A local Ray with two CPUs, no dashboard."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        # How often gauges are exported: else every 10 s, and kept twice as long.
+        _system_config={"metrics_report_interval_ms": 2500},
+    )
     yield
     ray.shutdown()
 

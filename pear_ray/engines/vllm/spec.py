@@ -1,6 +1,7 @@
 """What an engine and a sampling request are told; importing it loads no vLLM."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 CPU_BATCHED_TOKENS = 4096  # bounds the logits of one prefill
 GATHERED_BYTES = 256 * 2**20  # of layers held whole at once: little beside any GPU, much on gloo
@@ -54,6 +55,33 @@ class EngineSpec:
     eager: bool = False
     sleeps: bool = False
     cache_gib: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """What a server of one model needs to start.
+
+    Attributes:
+        name: What requests call the model.
+        model: Folder with safetensors, a tokenizer and a chat template.
+        adapters: Folders of adapters by the name that requests call them.
+        max_lora_rank: The largest rank among them.
+        dtype: Computation dtype, `float32` or `bfloat16`.
+        device: `cpu` or `cuda`.
+        tensor_parallel_size: Devices that it is spread over, each with a process of its own.
+        max_num_seqs: Most sequences decoded at once.
+        ray_metrics: Give vLLM's metrics to Ray, whose exporter then has them; only inside an actor.
+    """
+
+    name: str
+    model: str
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    max_lora_rank: int = 0
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    tensor_parallel_size: int = 1
+    max_num_seqs: int = MAX_NUM_SEQS
+    ray_metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

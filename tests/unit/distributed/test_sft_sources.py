@@ -3,7 +3,6 @@
 import pyarrow as pa
 import pytest
 
-from pear_ray.distributed.beacon import gauge_of
 from pear_ray.distributed.sft_sources import LARGEST, Sources, metric_names
 
 
@@ -62,15 +61,3 @@ def test_names_that_metrics_can_have() -> None:
         "unnamed",
         "x" * 60,
     ]
-
-
-def test_sources_of_a_metric_share_a_gauge() -> None:
-    assert gauge_of("sft/source/gsm8k/ess_fraction") == (
-        "sft/source/ess_fraction",
-        {"source": "gsm8k"},
-    )
-    assert gauge_of("sft/source/a.b-c/log_ratio/mean") == (
-        "sft/source/log_ratio/mean",
-        {"source": "a.b-c"},
-    )
-    assert gauge_of("sft/log_ratio/mean") == ("sft/log_ratio/mean", {})

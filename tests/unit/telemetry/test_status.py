@@ -90,13 +90,13 @@ def test_a_lock_tells_whether_its_process_lives(tmp_path):
 
 def test_a_folder_that_is_no_run_is_refused_and_runs_in_it_are_named(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        render_status(tmp_path / "nowhere")
+        render_status(tmp_path / "nowhere", alive=None)
     with pytest.raises(InputError, match="not a run folder"):
-        render_status(tmp_path)
+        render_status(tmp_path, alive=None)
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "run.json").write_text("{}")
     with pytest.raises(InputError, match="holds the runs demo"):
-        render_status(tmp_path)
+        render_status(tmp_path, alive=None)
 
 
 def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
@@ -113,7 +113,7 @@ def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
     said.write("wake_trainer")
     said.write("train")
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(render_status(tmp_path))
+    console.print(render_status(tmp_path, alive=None))
     text = console.export_text()
     for part in (
         "running",

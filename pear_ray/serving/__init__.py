@@ -1,0 +1,1 @@
+"""A run's models behind an OpenAI-compatible address, on Ray Serve."""
