@@ -40,7 +40,7 @@ docs: venv ## docs/configuration.md from the schema
 	@$(BIN)/python scripts/make_config_docs.py
 
 bench: venv ## speed and memory, into benchmarks/results/
-	@for name in weights score plan sft rl evaluate study demo serve; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in weights score plan sft rl evaluate study scheduling demo serve; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lock: venv ## requirements/*.txt from pyproject.toml (needs uv)
 	@$(BIN)/python scripts/lock.py

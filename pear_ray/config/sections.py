@@ -77,8 +77,8 @@ class ClusterConfig(Section):
     on_stall: Literal["warn", "fail"] = "warn"
     """Whether the run goes on waiting then, with a warning, or ends."""
     wait_for_devices_s: Annotated[float, Field(ge=0)] | None = None
-    """How long to wait, saying so, for devices that the cluster does not have before the run fails.
-    None: for ever on a cluster with an autoscaler that can start them, on any other not at all.
+    """How long a stage waits, saying so, for devices that the cluster does not have before the run
+    fails. None: for ever, but a run does not begin on a cluster that has too few and no autoscaler.
     Devices that others are using are waited for in any case."""
     wait_for_store_s: Annotated[float, Field(gt=0)] = 120.0
     """How long the end of a stage waits for a store (`output_dir`) that does not answer, before the

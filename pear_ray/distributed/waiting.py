@@ -132,8 +132,8 @@ class _Wait:
                         continue
                     if fits(demand, alive_nodes()):
                         short_since = None
-                    elif short_since is None:
-                        short_since = time.monotonic()
+                    else:
+                        short_since = short_since or time.monotonic()
                     self._look(group, short_since)
         finally:
             remove_placement_group(group)
@@ -150,8 +150,8 @@ class _Wait:
             if self._autoscaler is not None:
                 _check_types(self._demand, self._stage, self._autoscaler)
         limit_s = self._config.cluster.wait_for_devices_s
-        if limit_s is None and self._autoscaler is None:
-            limit_s = 0.0
+        # Without a limit a run that has begun waits for a lost node to be replaced by whomever: it
+        # had its devices, or `require_feasible` would not have let it begin.
         if (
             limit_s is not None
             and short_since is not None
