@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN ?= jobs/runs/demo.yaml
 # Files at once: each process has a Ray and an engine of its own, some 6 GiB.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
-CHECKED := pear_ray jobs tests scripts benchmarks
+CHECKED := pear_ray jobs tests scripts benchmarks docker
 
 .PHONY: help venv demo test test-gpu lint format docs bench lock clean
 
@@ -30,6 +30,7 @@ lint: venv ## the checks without the tests
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyrefly check --summary=none
 	@$(BIN)/python scripts/make_config_docs.py --check
+	@$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
 format: venv ## rewrite the code as ruff wants it
 	@$(BIN)/ruff check --quiet --fix $(CHECKED)

@@ -56,12 +56,13 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_study(commands)
     status = commands.add_parser("status", help="where a run is, from any terminal")
-    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    status.add_argument("run_dir", metavar="RUN_DIR", help="a folder, or s3://BUCKET/FOLDER/NAME")
     _add_compare(commands)
+    _add_jobs(commands)
     _add_serve(commands)
     inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
     inspect.add_argument(
-        "artifact", type=Path, metavar="ARTIFACT", help="a stage's folder, or a Parquet file"
+        "artifact", metavar="ARTIFACT", help="a stage's folder, or a Parquet file; also on s3://"
     )
     inspect.add_argument(
         "--rows",
@@ -90,6 +91,12 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="of a GPU, such as 80GiB; on CPU, of one worker (this machine's share of it)",
     )
     plan.add_argument("--device", choices=GPUS, help="the GPU, for times and memory")
+    plan.add_argument(
+        "--cluster",
+        type=Path,
+        metavar="FILE",
+        help="a cluster file: which stages fit on which nodes, how long, and at what cost",
+    )
     for option, metavar, of in (
         ("--rows", "N", "rows of the corpus"),
         ("--row-tokens", "N", "mean tokens of a row (half of models.max_model_len)"),
@@ -114,11 +121,42 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     says = "several runs on one page: what differs in their settings, how they end, their curves"
     compare = commands.add_parser("compare", help=says, description=says)
-    compare.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    compare.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folders, or s3://...")
     compare.add_argument("--out", type=Path, metavar="FILE.html", help=f"the page ({COMPARISON})")
     compare.add_argument(
         "--json", action="store_true", help="print the table for machines, and write no page"
     )
+
+
+def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    says = "run it as a job on a cluster that is there; again, where it was, if it ran before"
+    submit = commands.add_parser("submit", help=says, description=says)
+    _add_run(submit)
+    what = submit.add_mutually_exclusive_group()
+    stages = ("run", *STAGES, *ON_DEMAND_STAGES)
+    what.add_argument("--stage", choices=stages, default="run", help="one stage only (all)")
+    what.add_argument("--study", action="store_true", help="the file is a study's")
+    submit.add_argument("--follow", action="store_true", help="write its log until it ends")
+    submit.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable of this environment that the job gets, such as HF_TOKEN; may be given "
+        "again",
+    )
+    jobs = commands.add_parser("jobs", help="the jobs of a cluster, and where each is")
+    logs = commands.add_parser("logs", help="what a job has written")
+    logs.add_argument("--follow", action="store_true", help="until it ends")
+    stop = commands.add_parser("stop", help="have a job checkpoint and end")
+    for command in (logs, stop):
+        command.add_argument("job", metavar="RUN|ID", help="the newest job of a run, or its id")
+    for command in (submit, jobs, logs, stop):
+        command.add_argument(
+            "--address",
+            metavar="URL",
+            help="of the dashboard (RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's)",
+        )
 
 
 def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -18,6 +18,7 @@ PAGES = {
     "diagnose": "diagnose/diagnose.html",
     "ready": "ready/ready.html",
 }  # what to look at, where it is not the report
+JOB_COMMANDS = ("submit", "jobs", "logs", "stop")
 INTERRUPTED = 130  # the shell's convention for a Ctrl-C
 
 
@@ -46,29 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parsed: argparse.Namespace) -> int:
     if parsed.command == "doctor":
         return importlib.import_module("pear_ray.doctor").run_doctor(quick=parsed.quick)
-    if parsed.command in {"study", "status", "compare", "serve"}:
+    if parsed.command in {"study", "status", "compare", "serve", *JOB_COMMANDS}:
         return _beyond_one_run(parsed)
     if parsed.command == "inspect":
         _quieten()
         inspection = importlib.import_module("pear_ray.inspection")
+        reading = importlib.import_module("pear_ray.artifacts.stored.reading")
         return inspection.run_inspect(
-            parsed.artifact, num_rows=parsed.rows, step=parsed.step, html=parsed.html
+            reading.see_artifact(parsed.artifact),
+            num_rows=parsed.rows,
+            step=parsed.step,
+            html=parsed.html,
         )
     config = load_run(parsed.run_file, parsed.overrides)
     if parsed.command == "plan":
-        plan = importlib.import_module("pear_ray.plan")
-        durations = importlib.import_module("pear_ray.memory.durations")
-        return plan.run_plan(
-            config,
-            device_bytes=parsed.device_memory,
-            device=parsed.device,
-            workload=durations.Workload(
-                num_rows=parsed.rows,
-                row_tokens=parsed.row_tokens or config.models.max_model_len // 2,
-                completion_tokens=parsed.completion_tokens,
-            ),
-            as_json=parsed.json,
-        )
+        return _plan(parsed, config)
     only = None if parsed.command == "run" else parsed.stage
     rollouts = _rollouts(parsed)
     if parsed.dry_run:
@@ -89,6 +82,34 @@ def _dispatch(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(parsed: argparse.Namespace, config: RunConfig) -> int:
+    durations = importlib.import_module("pear_ray.memory.durations")
+    workload = durations.Workload(
+        num_rows=parsed.rows,
+        row_tokens=parsed.row_tokens or config.models.max_model_len // 2,
+        completion_tokens=parsed.completion_tokens,
+    )
+    if parsed.cluster is None:
+        plan = importlib.import_module("pear_ray.plan")
+        return plan.run_plan(
+            config,
+            device_bytes=parsed.device_memory,
+            device=parsed.device,
+            workload=workload,
+            as_json=parsed.json,
+        )
+    for option, value in (("--device", parsed.device), ("--device-memory", parsed.device_memory)):
+        if value is not None:
+            raise ConfigError(
+                f"{option} and --cluster {parsed.cluster}: the file says what GPUs there are; "
+                f"leave {option} out"
+            )
+    cluster_plan = importlib.import_module("pear_ray.cluster_plan")
+    return cluster_plan.run_cluster_plan(
+        config, parsed.cluster, workload=workload, as_json=parsed.json
+    )
+
+
 def _study(parsed: argparse.Namespace) -> int:
     plan = load_study(parsed.study_file, parsed.overrides)
     study = importlib.import_module("pear_ray.study.runner")
@@ -106,6 +127,8 @@ def _study(parsed: argparse.Namespace) -> int:
 
 
 def _beyond_one_run(parsed: argparse.Namespace) -> int:
+    if parsed.command in JOB_COMMANDS:
+        return _on_cluster(parsed)
     if parsed.command == "study":
         return _study(parsed)
     if parsed.command == "status":
@@ -113,6 +136,23 @@ def _beyond_one_run(parsed: argparse.Namespace) -> int:
     if parsed.command == "serve":
         return _serve(parsed)
     return _compare(parsed.run_dirs, out=parsed.out, as_json=parsed.json)
+
+
+def _on_cluster(parsed: argparse.Namespace) -> int:
+    address = parsed.address
+    if parsed.command == "submit":
+        # Before Ray is imported, which takes longer than to say what is wrong with the file.
+        target = importlib.import_module("pear_ray.submission.target").load_target(
+            parsed.run_file, parsed.overrides, stage=parsed.stage, is_study=parsed.study
+        )
+        commands = importlib.import_module("pear_ray.submission.commands")
+        return commands.submit(target, address=address, follow_it=parsed.follow, secrets=parsed.env)
+    commands = importlib.import_module("pear_ray.submission.commands")
+    if parsed.command == "jobs":
+        return commands.list_jobs(address=address)
+    if parsed.command == "logs":
+        return commands.logs(parsed.job, address=address, follow_it=parsed.follow)
+    return commands.stop(parsed.job, address=address)
 
 
 def _serve(parsed: argparse.Namespace) -> int:
@@ -142,16 +182,24 @@ def _serve(parsed: argparse.Namespace) -> int:
     return importlib.import_module("pear_ray.serving.start").run_serve(settings, order)
 
 
-def _status(run_dir: Path) -> int:
+def _status(location: str) -> int:
     from rich.console import Console
 
-    from pear_ray.telemetry.status import render_status
+    from pear_ray.artifacts.stored.location import is_uri, without_query
+    from pear_ray.artifacts.stored.reading import see_run
+    from pear_ray.telemetry.status import LOCK_FILE, process_alive, render_status
 
-    Console().print(render_status(run_dir))
+    seen = see_run(location)
+    alive, place = process_alive(seen.path / LOCK_FILE), ""
+    if is_uri(location):
+        alive, place = seen.is_driven, without_query(location)
+    Console().print(render_status(seen.path, alive=alive, place=place))
     return 0
 
 
-def _compare(run_dirs: Sequence[Path], *, out: Path | None, as_json: bool) -> int:
+def _compare(locations: Sequence[str], *, out: Path | None, as_json: bool) -> int:
+    reading = importlib.import_module("pear_ray.artifacts.stored.reading")
+    run_dirs = [reading.see_artifact(location) for location in locations]
     compare_page = importlib.import_module("pear_ray.reporting.comparison.page")
     if as_json:
         sys.stdout.write(compare_page.comparison_json(run_dirs))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from pear_ray import pipeline, preflight
 from pear_ray.artifacts.run_dir import check_owner, run_path
+from pear_ray.artifacts.stored.location import is_uri
+from pear_ray.artifacts.stored.reading import seen_as_planned
 from pear_ray.config.evaluate import suites_of
 from pear_ray.config.problems import FileProblems, GameProblems, HubProblems
 from pear_ray.config.rewards import describe as describe_rewards
@@ -30,7 +32,11 @@ def describe(
     Raises:
         PearRayError: What the run itself would refuse before its first engine starts.
     """
-    run_dir = run_path(config.output_dir, config.name)
+    run_dir = (
+        seen_as_planned(config.output_dir, config.name)
+        if is_uri(config.output_dir)
+        else run_path(config.output_dir, config.name)
+    )
     check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
     planned = pipeline.plan(
@@ -49,7 +55,7 @@ def describe(
         if stage.rollouts is not None and not stage.is_made:
             preflight.check_rollouts(stage.rollouts, models.policy, config.models.max_model_len)
     lines = [
-        f"run {config.name} in {run_dir}",
+        f"run {config.name} in {config.output_dir if is_uri(config.output_dir) else run_dir}",
         f"policy    {config.models.policy} ({models.policy})",
         *(f"behavior  {model} (source {source})" for source, model in models.behavior.items()),
         "",

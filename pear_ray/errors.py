@@ -33,10 +33,20 @@ class CapacityError(PearRayError):
     exit_code = 2
 
 
+class ClusterError(PearRayError):
+    """A cluster that does not answer or does not let us in, or a job that it cannot take."""
+
+    exit_code = 2
+
+
 class ArtifactError(PearRayError):
     """A stage's input is missing, incomplete, or was made by another config."""
 
     exit_code = 2
+
+
+class StorageError(PearRayError):
+    """The object store of a run folder stopped answering, or another driver took the run over."""
 
 
 class HandoverError(PearRayError):

@@ -1,6 +1,7 @@
 """Stages in order, passing over what is complete and current."""
 
 import contextlib
+import functools
 import importlib
 import json
 import sys
@@ -8,23 +9,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pear_ray import preflight
 from pear_ray.artifacts import manifest, replay, reuse
 from pear_ray.artifacts import run_dir as run_dirs
-from pear_ray.config.corpus import DatasetCorpus, SampledCorpus, sampling_seed
-from pear_ray.config.evaluate import CHECKPOINTS, suites_of
+from pear_ray.artifacts.stored.run import RunFolder, run_folder
+from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.run import RunConfig, dump_run
-from pear_ray.corpus.files import corpus_fingerprint
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.distributed.in_process import is_host
 from pear_ray.engines.model_files import by_source_name
 from pear_ray.errors import ArtifactError, PearRayError, StopRequested
+from pear_ray.identities import fingerprints
 from pear_ray.preflight import Models
 from pear_ray.records import HALF_STAGES, STAGES
 from pear_ray.stopping import stop_asked, stop_on_sigterm
-from pear_ray.tasks.difficulty import describe_band, rates_content
+from pear_ray.tasks.difficulty import describe_band
 from pear_ray.tasks.problem_sets import content_of
 from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.live import LiveView
@@ -61,83 +61,6 @@ class PlannedStage:
     def is_made(self) -> bool:
         """Whether nothing has to run for it."""
         return self.is_current or self.reuse_from is not None
-
-
-def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
-    """Identity of every stage's artifact: its own config, and the identities of what it reads."""
-    tree = _without_newer_keys(json.loads(config.model_dump_json()))
-    engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
-    # Not the number of trainers: rows, seeds and the sums of a step are the same with any, and a
-    # stage that was stopped goes on with another.
-    group = engine | {"seed": config.seed}
-    found: dict[str, str] = {}
-
-    def add(stage: str, settings: Any, **inputs: str) -> None:
-        found[stage] = manifest.fingerprint(stage=stage, config=settings, inputs=inputs)
-
-    if isinstance(config.corpus, DatasetCorpus):
-        settings = {name: value for name, value in tree["corpus"].items() if name != "path"}
-        add(
-            "collect",
-            [settings, config.models.max_model_len],
-            rows=corpus_fingerprint(config.corpus),
-            policy=models.policy_fingerprint,
-            aligned=models.behavior_fingerprint if config.models.align == "bytes" else "",
-        )
-    else:
-        add(
-            "collect",
-            [tree["corpus"], engine, sampling_seed(config.corpus, run_seed=config.seed)],
-            **content_of(config.corpus.problems),
-            behavior=models.behavior_fingerprint,
-            policy=models.policy_fingerprint,
-        )
-    add(
-        "score",
-        [tree["score"], engine, config.models.align],
-        corpus=found["collect"],
-        behavior=models.behavior_fingerprint,
-    )
-    add("sft", [tree["sft"], group], scored=found["score"], policy=models.policy_fingerprint)
-    problems = content_of(config.rl.problems) | rates_content(config.rl)
-    add("rl", [tree["rl"], group], sft=found["sft"], **problems)
-    suites = _suite_contents(config)
-    settings = [tree["evaluate"], engine, config.seed]
-    add("evaluate", settings, sft=found["sft"], rl=found["rl"], **suites)
-    add("report", tree["name"], **found)
-    add(
-        "diagnose",
-        [tree["sft"]["weights"], engine],
-        scored=found["score"],
-        policy=models.policy_fingerprint,
-    )
-    ready = [tree["ready"], replay.starting_settings(config), group]
-    add("ready", ready, sft=found["sft"], policy=models.policy_fingerprint, **problems)
-    return found
-
-
-def _without_newer_keys(tree: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings less the keys that came later, where it does not use them.
-
-    Such a run is what it was before there were any.
-    """
-    if not tree["evaluate"]["suites"]:
-        del tree["evaluate"]["suites"]
-    if tree["evaluate"]["checkpoints"] == [*CHECKPOINTS]:
-        del tree["evaluate"]["checkpoints"]
-    if tree["sft"]["weights"].get("control") == "none":
-        del tree["sft"]["weights"]["control"]
-    tree["corpus"].pop("seed", None)  # who samples with which seed is told apart by the seed itself
-    return tree
-
-
-def _suite_contents(config: RunConfig) -> dict[str, str]:
-    """What the identity of the evaluation says of its problems' content."""
-    return {
-        key if suite.key == "evaluate" else f"{key} of {suite.name}": content
-        for suite in suites_of(config.evaluate)
-        for key, content in content_of(suite.problems).items()
-    }
 
 
 def plan(
@@ -204,7 +127,25 @@ def run(
     Raises:
         PearRayError: A stage could not start or failed. What was complete stays complete.
     """
-    run_dir = run_dirs.run_path(config.output_dir, config.name)
+    wait_s = config.cluster.wait_for_store_s
+    with run_folder(config.output_dir, config.name, wait_s=wait_s) as folder:
+        if only == "rl_train":  # what it trains on is part of its identity
+            folder.bring(only, unfinished=False)
+        _run(config, folder, only=only, reuse_from=reuse_from, rollouts=rollouts, without=leave_out)
+    sys.stdout.write(folder.kept)
+    return folder.path
+
+
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    only: str | None,
+    reuse_from: Sequence[Path],
+    rollouts: Path | None,
+    without: Sequence[str],
+) -> None:
+    run_dir = folder.path
     run_dirs.check_owner(run_dir, name=config.name)
     models = preflight.check_models(config)
     stages = plan(config, run_dir, models, only=only, reuse_from=reuse_from, rollouts=rollouts)
@@ -229,10 +170,10 @@ def run(
         (run_dir / CONFIG_FILE).write_text(dump_run(config), encoding="utf-8")
         attempt = run_dirs.next_attempt(run_dir)
         for stage in taken(stages, only):
-            _take_over(config, run_dir, stage, attempt=attempt)
-        wanted = [s for s in stages if only in (None, s.name) and s.name not in leave_out]
-        _run_stages(config, run_dir, wanted, attempt=attempt)
-    return run_dir
+            with folder.quiet():
+                _take_over(config, run_dir, stage, attempt=attempt)
+        wanted = [s for s in stages if only in (None, s.name) and s.name not in without]
+        _run_stages(config, folder, wanted, attempt=attempt)
 
 
 def check_sources(config: RunConfig, run_dir: Path, collect: PlannedStage, models: Models) -> None:
@@ -278,8 +219,9 @@ def _take_over(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt
 
 
 def _run_stages(
-    config: RunConfig, run_dir: Path, stages: Sequence[PlannedStage], *, attempt: int
+    config: RunConfig, folder: RunFolder, stages: Sequence[PlannedStage], *, attempt: int
 ) -> None:
+    run_dir = folder.path
     tree = json.loads(config.model_dump_json())
     warn = _log(config, run_dir, stages[0].name, attempt).event
     trackers = open_trackers(
@@ -287,11 +229,11 @@ def _run_stages(
     )
     with contextlib.ExitStack() as open_things:
         on_look = None
+        to_make = [stage.name for stage in stages if not stage.is_made]
         # In a host the study around it shows where its runs are.
         if any(s.name in ENGINE_STAGES and not s.is_made for s in stages) and not is_host():
-            on_look = _connect(config, run_dir, open_things)
+            on_look = _connect(config, run_dir, to_make, open_things)
         names = [stage.name for stage in stages]
-        to_make = [stage.name for stage in stages if not stage.is_made]
         open_things.enter_context(LiveView(run_dir, names, trackers=trackers, on_look=on_look))
         open_things.enter_context(stop_on_sigterm())
         for stage in stages:
@@ -299,37 +241,55 @@ def _run_stages(
                 raise StopRequested(
                     f"stopped before {stage.name}, as SIGTERM asked; run the same command to go on"
                 )
-            _run_stage(config, run_dir, stage, attempt=attempt)
+            _run_stage(config, folder, stage, attempt=attempt)
+            folder.settle(stage.name)
             if stage.name == "collect" and "sft" in to_make:  # before anything is scored
                 preflight.check_collected_sources(config, run_dir / stage.name)
 
 
 def _connect(
-    config: RunConfig, run_dir: Path, open_things: contextlib.ExitStack
+    config: RunConfig, run_dir: Path, stages: Sequence[str], open_things: contextlib.ExitStack
 ) -> Callable[[ProgressState], None]:
     """Connect to Ray for all stages together; what to do there with what is known of the run."""
     from pear_ray.distributed.beacon import beacon  # noqa: PLC0415 - ray takes a second
-    from pear_ray.distributed.session import ray_session, wait_for_capacity  # noqa: PLC0415
+    from pear_ray.distributed.job_page import job_page, submission_id  # noqa: PLC0415
+    from pear_ray.distributed.reachable import check_reachable  # noqa: PLC0415
+    from pear_ray.distributed.session import ray_session  # noqa: PLC0415
+    from pear_ray.distributed.waiting import require_feasible  # noqa: PLC0415
 
     session = open_things.enter_context(ray_session(config.cluster))
-    wait_for_capacity(config)
+    require_feasible(config, stages)
+    check_reachable(run_dir, stored="://" in config.output_dir)
     if session.dashboard_url:
         sys.stdout.write(f"Ray dashboard: {session.dashboard_url}\n")
-    return open_things.enter_context(beacon(config.name, run_dir)).show
+    shows = [open_things.enter_context(beacon(config.name, run_dir)).show]
+    if submission_id() is not None:
+        shows.append(open_things.enter_context(job_page(config.name)).show)
+
+    def show(state: ProgressState) -> None:
+        for each in shows:
+            each(state)
+
+    return show
 
 
-def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt: int) -> None:
+def _run_stage(config: RunConfig, folder: RunFolder, stage: PlannedStage, *, attempt: int) -> None:
+    run_dir = folder.path
     log = _log(config, run_dir, stage.name, attempt)
     if stage.is_made:
         log.event("stage_skipped", _why_skipped(stage))
         return
-    resumed = manifest.begin(run_dir / stage.name, stage.fingerprint)
+    folder.say_through(functools.partial(log.event, "warning"))
+    folder.bring(stage.name, unfinished=manifest.is_begun(run_dir / stage.name, stage.fingerprint))
+    with folder.quiet():
+        resumed = manifest.begin(run_dir / stage.name, stage.fingerprint)
     log.event("stage_started", "goes on where it stopped" if resumed else "begins")
     started = time.monotonic()
     module = importlib.import_module(f"pear_ray.stages.{stage.name}")
     wanted = {} if stage.rollouts is None else {"rollouts": stage.rollouts}
     try:
-        module.run(config, run_dir, attempt=attempt, **wanted)
+        with _devices(config, stage.name, log):
+            module.run(config, run_dir, attempt=attempt, **wanted)
     except StopRequested as stop:
         log.event("stage_stopped", str(stop))
         raise
@@ -338,6 +298,17 @@ def _run_stage(config: RunConfig, run_dir: Path, stage: PlannedStage, *, attempt
         log.event("stage_failed", said)
         raise
     log.event("stage_finished", f"done in {time.monotonic() - started:.1f} s")
+
+
+def _devices(
+    config: RunConfig, stage: str, log: MetricsLog
+) -> contextlib.AbstractContextManager[None]:
+    """The stage's devices are free within this; a host has its own."""
+    if stage not in ENGINE_STAGES or is_host():
+        return contextlib.nullcontext()
+    from pear_ray.distributed.waiting import devices_for  # noqa: PLC0415 - ray takes a second
+
+    return devices_for(config, stage, say=log.event)
 
 
 def _why_skipped(stage: PlannedStage) -> str:

@@ -4,12 +4,10 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pear_ray.config.run import RunConfig
-from pear_ray.engines.model_files import config_folder
-from pear_ray.errors import ConfigError, InputError
+from pear_ray.errors import ConfigError
 from pear_ray.machine import memory_bytes
 from pear_ray.memory.durations import Workload, plan_durations
 from pear_ray.memory.items import Item, Phase, Verdict, size, summary
@@ -20,9 +18,9 @@ from pear_ray.memory.phases import (
     Memory,
     ModelShapes,
     plan_phases,
-    read_shapes,
 )
 from pear_ray.memory.time_words import time_lines, time_tree
+from pear_ray.run_models import run_models
 
 DOES_NOT_FIT = 2  # as where an input cannot be used: nothing was started, and nothing should be
 
@@ -48,7 +46,7 @@ def run_plan(
         ConfigError: `device` is a GPU, and the run is not for one.
         InputError: A model's sizes cannot be read.
     """
-    models = _models(config)
+    models = run_models(config)
     pace = _pace(config, device)
     durations = plan_durations(config, models, pace, workload) if pace else []
     if device and device_bytes is None:
@@ -87,22 +85,6 @@ def _pace(config: RunConfig, device: str | None) -> Pace | None:
             )
         return pace_of_this_machine(max(1, int(config.cluster.cpus_per_worker)))
     return pace_of_gpu(DEVICES[device], config.models.dtype) if device else None
-
-
-def _models(config: RunConfig) -> ModelShapes:
-    behavior = config.models.behavior or {}
-    if isinstance(behavior, str):
-        folders = {"*": _folder("models.behavior", behavior)}
-    else:
-        folders = {name: _folder(f"models.behavior.{name}", at) for name, at in behavior.items()}
-    return read_shapes(_folder("models.policy", config.models.policy), folders)
-
-
-def _folder(key: str, location: str) -> Path:
-    try:
-        return config_folder(location)
-    except (ConfigError, InputError) as error:
-        raise type(error)(f"{key}: {error}") from error
 
 
 def _lines(

@@ -17,6 +17,7 @@ from packaging.markers import Marker, default_environment
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements"
 COMMON_EXTRAS = ("deepspeed", "gguf", "lora", "math", "dev")
+EXTRAS = {"cpu": ("lint",), "gpu": ()}  # besides
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = {"cpu": ("x86_64", "aarch64"), "gpu": ("x86_64",)}
 
@@ -37,7 +38,7 @@ def main() -> int:
     }.items():
         pins = narrowed(resolved(uv, name, options), MACHINES[name])
         header = f"# Written by `make lock` from pyproject.toml (extras {name}, "
-        header += f"{', '.join(COMMON_EXTRAS)}); do not edit.\n"
+        header += ", ".join((*COMMON_EXTRAS, *EXTRAS[name])) + "); do not edit.\n"
         path = REQUIREMENTS / f"{name}.txt"
         path.write_text(header + "\n".join(pins) + "\n", encoding="utf-8")
         print(f"lock: {path.relative_to(ROOT)}: {len(pins)} pins")
@@ -46,7 +47,8 @@ def main() -> int:
 
 def resolved(uv: str, extra: str, options: list[str]) -> list[str]:
     """What uv pins for `extra` and the common extras, on every platform at once."""
-    extras = [part for name in (extra, *COMMON_EXTRAS) for part in ("--extra", name)]
+    names = (extra, *COMMON_EXTRAS, *EXTRAS[extra])
+    extras = [part for name in names for part in ("--extra", name)]
     command = [uv, "pip", "compile", "pyproject.toml", *extras, *options, "--universal"]
     command += ["--python-version", PYTHONS[0], "--quiet", "--no-header", "--no-annotate"]
     # --upgrade: without it uv would keep whatever an earlier output file holds.

@@ -96,17 +96,22 @@ def begin(stage_dir: Path, expected: str) -> bool:
     Work that another config or other inputs left there is removed: nothing half-done of one
     identity can end up in an artifact of another.
     """
-    unfinished = stage_dir / UNFINISHED_FILE
-    if (
-        unfinished.exists()
-        and not (stage_dir / MANIFEST_FILE).exists()
-        and json.loads(unfinished.read_text(encoding="utf-8"))["fingerprint"] == expected
-    ):
+    if is_begun(stage_dir, expected):
         return True
     remove(stage_dir)
     stage_dir.mkdir(parents=True)
-    write_json(unfinished, {"fingerprint": expected, "started": time.time()})
+    write_json(stage_dir / UNFINISHED_FILE, {"fingerprint": expected, "started": time.time()})
     return False
+
+
+def is_begun(stage_dir: Path, expected: str) -> bool:
+    """Whether work on artifact `expected` is there, unfinished."""
+    unfinished = stage_dir / UNFINISHED_FILE
+    return (
+        unfinished.exists()
+        and not (stage_dir / MANIFEST_FILE).exists()
+        and json.loads(unfinished.read_text(encoding="utf-8"))["fingerprint"] == expected
+    )
 
 
 def remove(stage_dir: Path) -> None:

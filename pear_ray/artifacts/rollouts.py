@@ -1,6 +1,5 @@
 """Rollouts on disk: one Parquet file per step of RL, there as a whole or not at all."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pear_ray.artifacts.partial import partial_of
 from pear_ray.artifacts.tables import ROLLOUTS, read_table
 from pear_ray.errors import ArtifactError
 from pear_ray.records import (
@@ -106,7 +106,7 @@ def write_step(folder: Path, step: int, tables: Sequence[pa.Table]) -> Path:
     """Write all `tables` of a step as its file, in the order of the groups; what was there goes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = step_file(folder, step)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     whole = pa.concat_tables(tables).sort_by(
         [("group", "ascending"), ("sample_index", "ascending")]
     )

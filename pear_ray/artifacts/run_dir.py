@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from pear_ray.artifacts.partial import partial_of
 from pear_ray.errors import ConfigError, InputError
 
 IDENTITY_FILE = "run.json"
 LOCK_FILE = "run.lock"
+ATTEMPT_FILE = "attempt.json"
 VERSIONED_PACKAGES = (
     "pear-ray",
     "ray",
@@ -29,12 +31,12 @@ def run_path(output_dir: str, name: str) -> Path:
     """Where the run `name` lives.
 
     Raises:
-        ConfigError: `output_dir` is a URI, which this version does not write to.
+        ConfigError: `output_dir` is a URI: see `stored.run.run_folder`.
     """
     if "://" in output_dir:
         raise ConfigError(
-            f"output_dir={output_dir!r}: run folders on object stores are not supported yet; "
-            "give a path that every node mounts"
+            f"output_dir={output_dir!r}: a single run can be kept on an object store, and this "
+            "cannot; give a path that every node mounts"
         )
     return Path(output_dir).expanduser().resolve() / name
 
@@ -122,6 +124,9 @@ def next_attempt(run_dir: Path) -> int:
     done = [int(p.name.removeprefix("attempt-")) for p in logs.glob("attempt-*")]
     attempt = max(done, default=0) + 1
     (logs / f"attempt-{attempt}").mkdir()
+    # Something to carry: an object store knows no empty folder.
+    begun = {"pid": os.getpid(), "host": platform.node(), "started": time.time()}
+    write_json(logs / f"attempt-{attempt}" / ATTEMPT_FILE, begun)
     return attempt
 
 
@@ -136,7 +141,7 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, tree: object) -> None:
     """Write `tree` so that a reader sees the old file or the whole new one, never half."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     with partial.open("w", encoding="utf-8") as file:
         json.dump(tree, file, indent=2, sort_keys=True)
         file.write("\n")

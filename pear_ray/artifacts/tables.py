@@ -1,6 +1,5 @@
 """Declared Parquet schemas: what each table holds, checked when written and when read."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pear_ray.artifacts.partial import partial_of
 from pear_ray.errors import ArtifactError
 
 _EXAMPLE = [
@@ -130,7 +130,7 @@ ROWS_PER_WRITE = 512
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as one Parquet file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
     partial.replace(path)
 
@@ -161,7 +161,7 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         """Write rows of `schema` to `path`, whose folder is made if it is missing."""
         self._path, self._schema = path, schema
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
+        self._partial = partial_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = pq.ParquetWriter(self._partial, schema)
         self._rows: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -62,6 +62,8 @@ def _keys_beside(
         others = {}
         if len(members) == 1:
             (section,) = members.values()
+            if _holds_several(field and field.annotation):
+                next(parts, None)  # the key or index of one of them
             continue
         chosen = members.pop(str(next(parts, "")), None)
         if chosen is None:
@@ -79,6 +81,14 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _sections_in(inner)
+
+
+def _holds_several(annotation: Any) -> bool:
+    """Whether it is a mapping or list of sections, or that or nothing."""
+    parts = [annotation, *get_args(annotation)]
+    return any(get_origin(part) in {dict, list} for part in parts) and not any(
+        isinstance(part, type) and issubclass(part, BaseModel) for part in parts
+    )
 
 
 def _kind(section: type[BaseModel]) -> str:

@@ -30,7 +30,7 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the run's folder under `output_dir`; equals the run file's stem."""
     output_dir: str = "outputs"
-    """Where every run's folder goes; every node must reach it."""
+    """Where every run's folder goes: a path that every node reaches, or s3://BUCKET/FOLDER."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of sampling, shuffling and initialisation."""
     models: ModelsConfig

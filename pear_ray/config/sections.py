@@ -51,8 +51,8 @@ class ClusterConfig(Section):
     num_samplers: Annotated[int, Field(gt=0)] = 2
     """Engine actors for collecting, scoring and evaluating."""
     min_samplers: Annotated[int, Field(gt=0)] | None = None
-    """Engine actors that scoring begins with; it grows to `num_samplers` as devices appear. None:
-    `num_samplers` from the start."""
+    """Engine actors that collecting, scoring and evaluating begin with; they grow to `num_samplers`
+    as devices appear. None: `num_samplers` from the start."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs each trainer or engine actor asks Ray for; also its number of compute threads, at least
     one."""
@@ -68,16 +68,21 @@ class ClusterConfig(Section):
     `gpu_memory_fraction`, and does not sleep: vLLM can neither measure free memory nor what it gave
     back while others come and go. `pear study` sets it where `gpus_per_run` is below 1."""
     max_failures: Annotated[int, Field(ge=0)] = 2
-    """How often a worker group is restarted from its last checkpoint before the run fails."""
+    """How often a worker group is restarted from its last checkpoint, or an engine that collects or
+    evaluates is replaced, before the run fails."""
     stall_timeout_s: Annotated[float, Field(gt=0)] | None = 600.0
     """How long a trainer may stay in one phase of a step (sample, reward, train, sync, ...) before
     the stacks of all its threads are written to `STAGE/stacks/`; three times as long in the first
     step and while it starts. None: it may for ever."""
     on_stall: Literal["warn", "fail"] = "warn"
     """Whether the run goes on waiting then, with a warning, or ends."""
-    wait_for_devices_s: Annotated[float, Field(ge=0)] = 0.0
-    """How long to wait for the devices to appear (an autoscaling cluster) before saying they do not
-    fit."""
+    wait_for_devices_s: Annotated[float, Field(ge=0)] | None = None
+    """How long to wait, saying so, for devices that the cluster does not have before the run fails.
+    None: for ever on a cluster with an autoscaler that can start them, on any other not at all.
+    Devices that others are using are waited for in any case."""
+    wait_for_store_s: Annotated[float, Field(gt=0)] = 120.0
+    """How long the end of a stage waits for a store (`output_dir`) that does not answer, before the
+    run ends."""
 
 
 class TelemetryConfig(Section):

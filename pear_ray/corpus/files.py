@@ -10,10 +10,11 @@ from urllib.parse import quote
 import pyarrow.fs as pafs
 
 from pear_ray.config.corpus import DatasetCorpus
-from pear_ray.corpus.stores import because, content_mark, open_filesystem, refuse_secrets
 from pear_ray.errors import InputError
 from pear_ray.shipped import local_path
+from pear_ray.stores import because, content_mark, open_filesystem, refuse_secrets
 
+KEY = "corpus.path"
 COMPRESSED = (".gz", ".zst", ".bz2")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"} | {
     plain + packed: "jsonl" for plain in (".jsonl", ".ndjson") for packed in COMPRESSED
@@ -46,7 +47,7 @@ def list_files(corpus: DatasetCorpus) -> list[CorpusFile]:
             the path carries credentials; or no such file is shipped.
     """
     path, wanted = local_path(corpus.path), corpus.format
-    refuse_secrets(path)
+    refuse_secrets(path, key=KEY)
     if wanted == "hub" or path.startswith(HUB):
         name = _hub_name(path)
         return [CorpusFile(path=name, name=name, format="hub")]
@@ -54,7 +55,7 @@ def list_files(corpus: DatasetCorpus) -> list[CorpusFile]:
     folder, pattern = _folder_and_pattern(base)
     if folder.endswith("://"):  # all that the account owns would be listed
         raise InputError(f"corpus.path={path}: a pattern cannot stand for a bucket; name one")
-    system, inside = open_filesystem(folder + query)
+    system, inside = open_filesystem(folder + query, key=KEY)
     kind = _listed(path, system, inside)
     if kind is pafs.FileType.File and not pattern:
         name = inside.rpartition("/")[2]
@@ -106,7 +107,7 @@ def corpus_fingerprint(corpus: DatasetCorpus) -> str:
 
 
 def _identity(file: CorpusFile) -> bytes:
-    system, inside = open_filesystem(file.path)
+    system, inside = open_filesystem(file.path, key=KEY)
     if not isinstance(system, pafs.LocalFileSystem):
         return f"{file.name} {content_mark(system, inside)} ".encode()
     info = system.get_file_info(inside)

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pear_ray.config.corpus import DatasetCorpus
-from pear_ray.corpus.files import COMPRESSED, CorpusFile, list_files
-from pear_ray.corpus.stores import open_filesystem
+from pear_ray.corpus.files import COMPRESSED, KEY, CorpusFile, list_files
+from pear_ray.stores import open_filesystem
 
 _READ_BYTES = 8 * 2**20
 _NEWLINE = 10
@@ -71,7 +71,7 @@ def _places(corpus: DatasetCorpus, file: CorpusFile) -> Iterator[dict]:
 
 def _line_ranges(file: str, rows_per_part: int) -> Iterator[dict]:
     """Byte ranges of `rows_per_part` lines each; a compressed file cannot be entered midway."""
-    system, inside = open_filesystem(file)
+    system, inside = open_filesystem(file, key=KEY)
     if inside.endswith(COMPRESSED):
         yield {}
         return
@@ -92,7 +92,7 @@ def _line_ranges(file: str, rows_per_part: int) -> Iterator[dict]:
 
 def _row_group_ranges(file: str, rows_per_part: int) -> Iterator[dict]:
     """Ranges of whole row groups that reach `rows_per_part` rows."""
-    system, inside = open_filesystem(file)
+    system, inside = open_filesystem(file, key=KEY)
     with system.open_input_file(inside) as stream:
         metadata = pq.ParquetFile(stream).metadata
     begin, first_row, rows = 0, 1, 0

@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pear_ray.corpus.files import KEY
 from pear_ray.corpus.parts import Part
 from pear_ray.corpus.rows import BadRow, Reason
-from pear_ray.corpus.stores import open_filesystem
+from pear_ray.stores import open_filesystem
 
 ROWS_PER_READ = 512
 READ_BYTES = 2**20
@@ -59,7 +60,7 @@ def _tree(line: bytes) -> Any | BadRow:
 
 def _lines(part: Part) -> Iterator[bytes]:
     """Lines of the part's byte range, whatever block they come in."""
-    system, inside = open_filesystem(part.file)
+    system, inside = open_filesystem(part.file, key=KEY)
     if part.end is None:  # compressed: from the beginning to the end
         with system.open_input_stream(inside, compression="detect") as stream:
             yield from _cut(iter(lambda: stream.read(READ_BYTES), b""))
@@ -82,7 +83,7 @@ def _cut(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _parquet_rows(part: Part) -> Iterator[Any]:
-    system, inside = open_filesystem(part.file)
+    system, inside = open_filesystem(part.file, key=KEY)
     with system.open_input_file(inside) as stream:
         file = pq.ParquetFile(stream)
         groups = range(part.begin, file.num_row_groups if part.end is None else part.end)
@@ -91,7 +92,7 @@ def _parquet_rows(part: Part) -> Iterator[Any]:
 
 
 def _arrow_rows(part: Part) -> Iterator[Any]:
-    system, inside = open_filesystem(part.file)
+    system, inside = open_filesystem(part.file, key=KEY)
     with system.open_input_file(inside) as stream:
         try:
             reader = pa.ipc.open_file(stream)

@@ -18,6 +18,9 @@ def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
     return wanted | {"GPU": 1.0} if cluster.device == "cuda" else wanted
 
 
+CPU_SHARE_LEFT = 0.5  # of a scorer's CPUs, so that Ray Data's own tasks find a place
+
+
 def scorer_resources(config: RunConfig) -> dict[str, float]:
     """What one scoring engine asks Ray for, all on one node."""
     devices = config.score.tensor_parallel_size

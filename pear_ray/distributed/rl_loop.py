@@ -18,7 +18,7 @@ from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_self_test import check_start
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import Laps, start_worker, stop_wished
+from pear_ray.distributed.train_group import Laps, start_worker
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines import weights
 from pear_ray.engines.chat import ChatTokenizer
@@ -141,8 +141,7 @@ class GrpoWorker(RolloutTrainer):
         minibatches = self.minibatches(batch.groups)
         trained, result = self.update(minibatches)
         # Of all that was sampled: what dynamic sampling leaves says little of the policy.
-        mine = rollout_sums(batch.sampled) | batch.sums | lags
-        mine["max/stop"] = float(stop_wished(self.stage_dir))
+        mine = rollout_sums(batch.sampled) | batch.sums | lags | self.wishes.mine()
         laps.lap("train")
         self.watchdog.enter("sync")
         gap = self.publish_weights()
@@ -158,7 +157,7 @@ class GrpoWorker(RolloutTrainer):
             )
             laps.lap("save")
         sums = over_ranks(mine | lap_times(laps))
-        self.stop = bool(sums["max/stop"])  # the same on every rank
+        self.wishes.agree(sums)
         metrics = step_metrics(trained | sums) | sampling_metrics(sums)
         metrics |= {"rl/sync_gap": gap, "rl/learning_rate": result.learning_rate}
         return metrics | self._pass_at_k(step + 1)

@@ -11,7 +11,7 @@ from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, s
 from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import Laps, start_worker, stop_wished
+from pear_ray.distributed.train_group import Laps, start_worker
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.telemetry.metrics_log import MetricsLog
@@ -61,7 +61,7 @@ class ReplayWorker(RolloutTrainer):
         laps.lap("read")
         minibatches = self.minibatches(groups)
         trained, result = self.update(minibatches)
-        mine = rollout_sums(groups) | lags | {"max/stop": float(stop_wished(self.stage_dir))}
+        mine = rollout_sums(groups) | lags | self.wishes.mine()
         laps.lap("train")
         self.watchdog.enter("save")
         if is_saved(step, self.config):
@@ -74,7 +74,7 @@ class ReplayWorker(RolloutTrainer):
             )
             laps.lap("save")
         sums = over_ranks(mine | lap_times(laps))
-        self.stop = bool(sums["max/stop"])  # the same on every rank
+        self.wishes.agree(sums)
         return step_metrics(trained | sums) | {"rl/learning_rate": result.learning_rate}
 
     def warning(self, metrics: dict[str, float]) -> str:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from pear_ray.algorithms import weight_health
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.draining import Wishes
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
 from pear_ray.distributed.sft_loop import TrainJob
@@ -42,7 +43,7 @@ class RolloutTrainer(abc.ABC):
         reference: The policy that RL starts from, frozen, where a KL is wanted; none with adapters,
             without which the policy is that.
         kept: What a checkpoint holds beside the trainer.
-        stop: Whether the run is to end at a checkpoint after the step, the same on every rank.
+        wishes: Whether to end at a checkpoint after the step, or to save since a machine goes.
     """
 
     stage_dir: Path
@@ -58,7 +59,7 @@ class RolloutTrainer(abc.ABC):
     ) -> None:
         run = job.config
         self.log, self.watchdog = log, watchdog
-        self.stop = False
+        self.wishes = Wishes(self.stage_dir)
         self.kept: Sequence[Resumable] = ()
         self.config, self.chat, self.device = run.rl, chat, device
         policy = load_policy(job.model)
@@ -88,11 +89,12 @@ class RolloutTrainer(abc.ABC):
                 self.log.log(metrics, step=step + 1, num_steps=num_steps)
                 self.look_at(metrics, step=step)
             last = step + 1 == num_steps
-            if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
+            if (step + 1) % self.config.checkpoint_every == 0 or last or self.wishes.save:
                 self.watchdog.enter("checkpoint")
                 commit(self.trainer, *self.kept)
-            if self.stop and not last:
+            if self.wishes.stop and not last:
                 return
+            self.wishes.end_step(is_last=last)
         self.watchdog.enter("export")
         export(self.trainer, self.chat, self.stage_dir / MODEL)
 
@@ -104,7 +106,7 @@ class RolloutTrainer(abc.ABC):
     def step(self, step: int) -> dict[str, float]:
         """Train on the rollouts of a step, counted from 0; the metrics of all ranks together.
 
-        It sets `stop`.
+        All ranks agree on their wishes in it.
         """
 
     @abc.abstractmethod

@@ -1,14 +1,15 @@
 """A pool of engine actors for collecting and evaluating: prompts in, completions out, in order."""
 
 import contextlib
+import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import ray
-from ray.util import ActorPool
 
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed import in_process
@@ -114,20 +115,23 @@ class HostSampler:
 
 
 class SamplerPool:
-    """`cluster.num_samplers` engines on one model; `load` gives them all another checkpoint."""
+    """`cluster.num_samplers` engines on one model; `load` gives them all another checkpoint.
+
+    Work begins with the engines that are there, and the others take their share when they come. One
+    whose process or host is lost is replaced, at most `cluster.max_failures` times, and another one
+    makes its call again.
+    """
 
     def __init__(self, config: RunConfig, spec: EngineSpec, *, stage: str) -> None:
-        wanted = worker_resources(config.cluster)
-        make = ray.remote(EngineActor).options  # type: ignore[attr-defined] - built by ray.remote
-        self._actors = [
-            make(
-                name=f"{config.name}/{stage}/sampler-{index}-{os.getpid()}",
-                num_cpus=wanted["CPU"],
-                num_gpus=wanted.get("GPU", 0),
-                runtime_env={"env_vars": worker_environment(config.cluster)},
-            ).remote(spec, num_threads(config.cluster))
-            for index in range(config.cluster.num_samplers)
-        ]
+        self._config, self._spec, self._stage = config, spec, stage
+        self._count = itertools.count()
+        self._num_lost = 0
+        self._loaded: tuple[str, float] | None = None
+        self._idle: list[Any] = []
+        self._starting: dict[Any, Any] = {}  # by what tells that the actor can be called
+        self._all: list[Any] = []
+        for _ in range(config.cluster.num_samplers):
+            self._start()
 
     def __enter__(self) -> "SamplerPool":
         """The pool; its actors end with the `with` block."""
@@ -140,13 +144,27 @@ class SamplerPool:
         trace: TracebackType | None,
     ) -> None:
         """End the actors, so that their devices are free for the next stage."""
-        for actor in self._actors:
+        for actor in self._all:
             ray.kill(actor)
 
     def load(self, folder: Path, *, max_gap: float) -> float:
-        """Put the checkpoint in `folder` into every engine; the largest log-prob gap found."""
+        """Put the checkpoint in `folder` into every engine; the largest log-prob gap found.
+
+        Engines that are still to come take it, checked alike, before they are asked for anything.
+        """
+        self._loaded = (str(folder), max_gap)
+        first, later = self._idle, list(self._starting.values())
+        self._idle, self._starting = [], {}
+        waited = {actor.load.remote(*self._loaded): actor for actor in first}
+        self._starting = waited | {actor.load.remote(*self._loaded): actor for actor in later}
+        gaps: list[float] = []
         with engine_errors("loading a checkpoint"):
-            return max(ray.get([actor.load.remote(str(folder), max_gap) for actor in self._actors]))
+            while not gaps or any(ref in self._starting for ref in waited):
+                [ref], _ = ray.wait(list(self._starting), num_returns=1)
+                gap = self._settle(ref)
+                if gap is not None:
+                    gaps.append(gap)
+        return max(gaps)
 
     def generate(
         self,
@@ -169,20 +187,77 @@ class SamplerPool:
             for size in [prompts_per_call or self._prompts_per_call(len(prompts))]
             for begin in range(0, len(prompts), size)
         ]
-        pool = ActorPool(self._actors)
-        done: list[list[Completion]] = []
+        parts: dict[int, list[list[Completion]]] = {}
         num_tokens = 0
         with engine_errors("sampling"):
-            for part in pool.map(_call_generate, calls):
-                done += part
+            for place, part in self._answers(calls):
+                parts[place] = part
                 num_tokens += sum(len(each.token_ids) for group in part for each in group)
-                progress(len(done), num_tokens)
-        return done
+                progress(sum(map(len, parts.values())), num_tokens)
+        return [group for place in sorted(parts) for group in parts[place]]
+
+    def _answers(
+        self, calls: Sequence[tuple[list[list[int]], list[Any]]]
+    ) -> Iterator[tuple[int, list[list[Completion]]]]:
+        """The place of each call and its answer, as they come."""
+        left = deque(range(len(calls)))
+        running: dict[Any, tuple[Any, int]] = {}
+        while left or running:
+            while left and self._idle:
+                actor, place = self._idle.pop(0), left.popleft()
+                running[actor.generate.remote(*calls[place])] = (actor, place)
+            [ref], _ = ray.wait([*running, *self._starting], num_returns=1)
+            if ref in self._starting:
+                self._settle(ref)
+                continue
+            actor, place = running.pop(ref)
+            try:
+                answer = ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                self._replace(actor, error)
+                left.appendleft(place)
+                continue
+            self._idle.append(actor)
+            yield place, answer
+
+    def _start(self) -> None:
+        wanted = worker_resources(self._config.cluster)
+        make = ray.remote(EngineActor).options  # type: ignore[attr-defined] - built by ray.remote
+        actor = make(
+            name=f"{self._config.name}/{self._stage}/sampler-{next(self._count)}-{os.getpid()}",
+            num_cpus=wanted["CPU"],
+            num_gpus=wanted.get("GPU", 0),
+            runtime_env={"env_vars": worker_environment(self._config.cluster)},
+        ).remote(self._spec, num_threads(self._config.cluster))
+        ready = actor.load.remote(*self._loaded) if self._loaded else actor.__ray_ready__.remote()
+        self._all.append(actor)
+        self._starting[ready] = actor
+
+    def _settle(self, ref: Any) -> float | None:
+        """The engine behind `ref` can be called; what its loading found. None where it is lost."""
+        actor = self._starting.pop(ref)
+        try:
+            found = ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            self._replace(actor, error)
+            return None
+        self._idle.append(actor)
+        return found if isinstance(found, float) else None
+
+    def _replace(self, actor: Any, error: Exception) -> None:
+        """Start another engine for one that is lost.
+
+        Raises:
+            RayActorError: `error`, where the engine could not start: it would not again; or too
+                many are lost.
+        """
+        self._num_lost += 1
+        cannot_start = "creation task" in str(error)
+        if cannot_start or self._num_lost > self._config.cluster.max_failures:
+            raise error
+        self._all.remove(actor)
+        self._start()
 
     def _prompts_per_call(self, num_prompts: int) -> int:
-        share = -(-num_prompts // len(self._actors))
+        share = -(-num_prompts // self._config.cluster.num_samplers)
         return max(1, min(PROMPTS_PER_CALL, share))
-
-
-def _call_generate(actor: Any, call: tuple[list[list[int]], list[Any]]) -> Any:
-    return actor.generate.remote(*call)

@@ -21,6 +21,7 @@ from pear_ray.artifacts.tables import CORPUS, read_table
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.rows import MAX_LOG_PROB
 from pear_ray.distributed.capacity import (
+    CPU_SHARE_LEFT,
     engine_spec,
     num_threads,
     scorer_resources,
@@ -34,7 +35,6 @@ from pear_ray.engines.scored_ids import OwnIds, ids_to_score
 from pear_ray.errors import EngineError
 
 REPORT_S = 1.0
-CPU_SHARE_LEFT = 0.5  # of one worker's CPUs, so that Ray Data's own tasks find a place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,15 @@
-"""The run's connection to Ray: a cluster that is there or a local one, and whether it fits."""
+"""The run's connection to Ray: a cluster that is there or a local one."""
 
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
 
-from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import ClusterConfig
-from pear_ray.distributed.capacity import check_capacity
-from pear_ray.errors import CapacityError, PearRayError
-
-POLL_S = 2.0
+from pear_ray.errors import PearRayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +45,6 @@ def ray_session(cluster: ClusterConfig) -> Iterator[Session]:
         yield _describe()
     finally:
         ray.shutdown()
-
-
-def wait_for_capacity(config: RunConfig) -> None:
-    """Wait up to `cluster.wait_for_devices_s` for the devices to appear.
-
-    Raises:
-        CapacityError: They did not.
-    """
-    deadline = time.monotonic() + config.cluster.wait_for_devices_s
-    while True:
-        try:
-            return check_capacity(config, ray.cluster_resources())
-        except CapacityError:
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(POLL_S)
 
 
 def _describe() -> Session:

@@ -15,6 +15,7 @@ from pear_ray.algorithms.talr import batch_tau, sequence_mean_losses
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import compute_dtype
 from pear_ray.config.sft import SftConfig, UniformWeights, needs_step_weights
+from pear_ray.distributed.draining import Wishes
 from pear_ray.distributed.equivalence import ROWS_PER_RANK, check_equivalence
 from pear_ray.distributed.evaluation import start_evaluation
 from pear_ray.distributed.sft_alarms import WeightAlarms, weights_are_absolute
@@ -45,7 +46,6 @@ from pear_ray.distributed.train_group import (
     export,
     restore,
     start_worker,
-    stop_wished,
 )
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.backends import make_trainer
@@ -122,7 +122,7 @@ class SftWorker:
             dtype=self.dtype,
             seed=self.seed,
         )
-        self.stop = False
+        self.wishes = Wishes(self.stage_dir)
         self.alarms = WeightAlarms(
             self.config.alarms, weights_are_absolute=weights_are_absolute(self.config)
         )
@@ -148,11 +148,12 @@ class SftWorker:
             if self.rank == 0:
                 self.log.log(metrics, step=step + 1, num_steps=self.num_steps)
             self._watch(metrics, step + 1)
-            if (step + 1) % self.config.checkpoint_every == 0 or last or self.stop:
+            if (step + 1) % self.config.checkpoint_every == 0 or last or self.wishes.save:
                 self.watchdog.enter("checkpoint")
                 commit(self.trainer)
-            if self.stop and not last:
+            if self.wishes.stop and not last:
                 return
+            self.wishes.end_step(is_last=last)
         averaged = self.trainer.averaged() if self.config.export == "ema" else nullcontext()
         self.watchdog.enter("export")
         with averaged:
@@ -193,7 +194,7 @@ class SftWorker:
             sums = self._accumulate(microbatches, keep_weights_of=step if keep else None)
             denominator = denominator_of(sums, self.config)
             result = self.trainer.step(denominator)
-        self.stop = bool(sums["max/stop"])  # the same on every rank
+        self.wishes.agree(sums)
         return step_metrics(sums, self.sources) | {
             "sft/weighted_loss": sums["numerator"] / denominator,
             "sft/grad_norm": result.grad_norm,
@@ -257,7 +258,7 @@ class SftWorker:
                 kept += samples[: SAMPLED_TOKENS // len(microbatches)]
         if kept:
             write_weight_samples(self.stage_dir, kept)
-        sums["max/stop"] = float(stop_wished(self.stage_dir))
+        sums |= self.wishes.mine()
         return functools.reduce(weight_health.merge, gather_over_ranks(sums))
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from ray.train import (
     ScalingConfig,
     UserCallback,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
@@ -32,6 +32,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed import in_process
+from pear_ray.distributed.addresses import MeetingConfig
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.distributed.failures import causes, one_line
 from pear_ray.distributed.watchdog import STALLED_FILE, stalled
@@ -91,7 +92,7 @@ def _fit_until_started(
         try:
             _fit(_trainer(loop, job, cluster=cluster, stage_dir=stage_dir))
         except ray.train.TrainingFailedError as error:
-            if not _died_while_starting(error) or failures > cluster.max_failures:
+            if not _failed_while_starting(error) or failures > cluster.max_failures:
                 raise _cause(error) from error
         else:
             break
@@ -138,7 +139,7 @@ def _trainer(
             resources_per_worker=worker_resources(cluster),
         ),
         # CPU tensors (metrics, counts) are reduced on every device; only parameters are on the GPU.
-        torch_config=TorchConfig(
+        torch_config=MeetingConfig(
             backend="cpu:gloo,cuda:nccl" if cluster.device == "cuda" else "gloo"
         ),
         run_config=RunConfig(
@@ -152,14 +153,19 @@ def _trainer(
     )
 
 
-def _died_while_starting(error: Exception) -> bool:
-    """Whether a worker's process died before Ray Train had started the whole group.
+def _failed_while_starting(error: Exception) -> bool:
+    """Whether a worker's process or host was lost before Ray Train had started the whole group.
 
     Ray Train 2.60 restarts a group whose worker dies later, but takes this for a fault of its own
-    controller and gives up.
+    controller and gives up. Ranks that wait for one on a lost host say that they cannot connect.
     """
     failure = getattr(error, "controller_failure", None)
-    return isinstance(failure, ray.exceptions.RayActorError)
+    lost = isinstance(failure, ray.exceptions.RayActorError)
+    return lost or (failure is not None and any(_cannot_connect(e) for e in causes([failure])))
+
+
+def _cannot_connect(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or "Gloo connect" in str(error)
 
 
 class StopAtOurErrors(UserCallback):

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from pear_ray.artifacts.partial import partial_of
 from pear_ray.errors import InputError
 
 CACHE_VARIABLE = "PEAR_RAY_CACHE"
@@ -36,7 +37,7 @@ def convert_gguf_package(package: str) -> Path:
     cache = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/pear_ray")).expanduser()
     folder = cache / "models" / files[0].stem
     if not (folder / ORIGIN_FILE).exists():
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        partial = partial_of(folder)
         partial.mkdir(parents=True)
         try:
             _convert(files[0], partial)

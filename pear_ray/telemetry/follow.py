@@ -87,6 +87,8 @@ class StageProgress:
         phase: What it is doing within a step, where it says so.
         checkpointed: Unix time of its last committed checkpoint; None where there is none.
         message: The sentence of its last event.
+        waiting: What it waits for, as `waiting for 2 GPU: cluster has 1`, and since when; None
+            where it does not wait.
     """
 
     name: str
@@ -100,6 +102,7 @@ class StageProgress:
     metrics: dict[str, float] = field(default_factory=dict)
     phase: Phase | None = None
     checkpointed: float | None = None
+    waiting: tuple[str, float] | None = None
     ticks: deque[tuple[float, int]] = field(
         default_factory=lambda: deque(maxlen=RECENT_STEPS + 1)
     )  # (time, step) of this attempt
@@ -159,11 +162,12 @@ class StageProgress:
     def begin(self, time: float) -> None:
         """Go to running, forgetting how an earlier attempt ended."""
         self.state, self.started, self.finished = StageState.RUNNING, time, None
+        self.waiting = None
         self.ticks.clear()
 
     def end(self, state: StageState, time: float) -> None:
         """Go to a state that is final for this attempt."""
-        self.state, self.finished = state, time
+        self.state, self.finished, self.waiting = state, time, None
         if state is StageState.SKIPPED:
             self.started = None  # that was an earlier attempt's start: nothing ran in this one
 
@@ -211,6 +215,7 @@ class ProgressState:
         self.num_warnings, self.last_time = 0, None
         for stage in self.stages.values():
             stage.state, stage.started, stage.finished = StageState.WAITING, None, None
+            stage.waiting = None
             stage.ticks.clear()
 
 
@@ -223,6 +228,14 @@ def _checkpoint_time(stage_dir: Path) -> float | None:
 
 
 def _fold_event(stage: StageProgress, record: EventRecord) -> None:
+    if record.event is EventKind.WAITING:
+        since = record.time if stage.waiting is None else stage.waiting[1]
+        stage.waiting = (record.message, since)
+        return
+    if record.event is EventKind.WAITED:
+        stage.waiting = None
+        stage.ticks.clear()  # the wait is no step time
+        return
     stage.message = record.message
     match record.event:
         case EventKind.STAGE_STARTED:
@@ -234,7 +247,7 @@ def _fold_event(stage: StageProgress, record: EventRecord) -> None:
             stage.end(StageState.SKIPPED, record.time)
         case EventKind.STAGE_FAILED | EventKind.STAGE_STOPPED:
             stage.end(StageState.FAILED, record.time)
-        case EventKind.WARNING:
+        case EventKind.WARNING | EventKind.WAITING | EventKind.WAITED:
             pass  # no change of state
         case _:
             assert_never(record.event)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,7 @@ from pear_ray.telemetry.metrics_log import METRICS_FILE, EventRecord, Record
 from pear_ray.telemetry.trackers import Trackers
 from pear_ray.telemetry.view import event_line, render_progress, step_line
 
-PLAIN_STEPS = 10  # a job log gets about one line per so many steps
-PLAIN_QUIET_S = 30.0  # and one for a slower step, so that a log never looks dead
+PLAIN_PAUSE_S = 1.0  # a job log gets a line per step, and one for several that are faster
 _logger = logging.getLogger(__name__)
 
 
@@ -178,7 +178,7 @@ class _TableView:
 
 
 class _LineView:
-    """A line per change of state, per warning and per few steps."""
+    """A line per change of state, per warning and per step."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -200,12 +200,10 @@ class _LineView:
         pass
 
     def _take_step(self, stage: StageProgress, now: float) -> None:
-        step, last_time = self._printed.get(stage.name, (0, now))
-        if stage.step < step:  # a resumed stage counts from its checkpoint
-            step = 0
-        every = max(1, min(PLAIN_STEPS, stage.num_steps // PLAIN_STEPS))
-        due = stage.step - step >= every or stage.step == stage.num_steps
-        if stage.step != step and (due or now - last_time >= PLAIN_QUIET_S):
+        step, last_time = self._printed.get(stage.name, (-1, -math.inf))
+        # A resumed stage counts from its checkpoint: its step may be one that was printed before.
+        due = stage.step < step or now - last_time >= PLAIN_PAUSE_S
+        if stage.step != step and (due or stage.step == stage.num_steps):
             self._printed[stage.name] = (stage.step, now)
             self._print(now, step_line(stage, now))
 

@@ -22,6 +22,8 @@ class EventKind(StrEnum):
     STAGE_SKIPPED = "stage_skipped"
     STAGE_FAILED = "stage_failed"
     STAGE_STOPPED = "stage_stopped"
+    WAITING = "waiting"
+    WAITED = "waited"
     WARNING = "warning"
 
 

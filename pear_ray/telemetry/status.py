@@ -29,20 +29,28 @@ class Health:
     sentence: str
 
 
-def render_status(run_dir: Path, *, now: float | None = None) -> Group:
+def render_status(
+    run_dir: Path, *, alive: bool | None, place: str = "", now: float | None = None
+) -> Group:
     """The run's condition, its stage table and last warnings, for a rich console.
+
+    Args:
+        run_dir: The run's folder, or a copy of it.
+        alive: Whether its driver lives, or None where that cannot be told.
+        place: Where the run is kept, if not in `run_dir`.
+        now: Unix seconds; the present time if None.
 
     Raises:
         InputError: `run_dir` is no run folder.
     """
     now = time.time() if now is None else now
     state = read_progress(run_dir)
-    health = run_health(state, alive=process_alive(run_dir / LOCK_FILE), now=now)
+    health = run_health(state, alive=alive, now=now)
     style = {"finished": "green", "running": "cyan", "waiting": "dim", "stopped": "yellow"}.get(
         health.word, "bold red"
     )
     head = Text.assemble((health.word, style), f"  {health.sentence}")
-    where = Text(str(run_dir), style="dim")
+    where = Text(place or str(run_dir), style="dim")
     clock = now if health.word == "running" else state.last_time or now
     return Group(head, where, Text(), render_progress(state, now=clock))
 
@@ -77,7 +85,11 @@ def run_health(state: ProgressState, *, alive: bool | None, now: float) -> Healt
     silent_s = now - state.last_time
     running = [stage for stage in state.stages.values() if stage.state is StageState.RUNNING]
     if running:
-        return _running_health(running[-1].name, alive=alive, silent_s=silent_s)
+        stage = running[-1]
+        if stage.waiting is not None and alive is not False:
+            words, since = stage.waiting
+            return Health("running", f"{stage.name} is {words} (for {duration(now - since)})")
+        return _running_health(stage.name, alive=alive, silent_s=silent_s)
     return _resting_health(state, alive=alive, ago=f"{duration(silent_s)} ago")
 
 

@@ -71,6 +71,8 @@ def warning_line(record: EventRecord) -> Text:
 
 def event_line(state: ProgressState, record: EventRecord) -> str:
     """`sft finished after 3 min 05 s: message`."""
+    if record.event is EventKind.WAITING:
+        return f"{record.stage} {record.message}"
     verb = record.event.value.removeprefix("stage_")
     took = ""
     if record.event in {
@@ -98,6 +100,9 @@ def detail_line(stage: StageProgress, now: float) -> str:
     A line of its own, since the table would leave out columns for it on a narrow terminal.
     """
     said = _side_metrics(stage)
+    if stage.waiting is not None:
+        words, since = stage.waiting
+        return f"{stage.name}: {words} (for {duration(max(0.0, now - since))})"
     if stage.phase is not None:
         said.append(phase_words(stage.phase, now))
     return f"{stage.name}: {', '.join(said)}" if said else ""
@@ -115,6 +120,13 @@ def step_line(stage: StageProgress, now: float) -> str:
     if eta_s is not None and stage.step < stage.num_steps:
         parts.append(f"{duration(eta_s)} left")
     return ", ".join(parts)
+
+
+def short_line(stage: StageProgress, now: float) -> str:
+    """`rl 10/60, 3 min 05 s left, rl/reward/mean 0.310`: what matters first, for narrow columns."""
+    eta_s = stage.eta_s(now)
+    left = f"{duration(eta_s)} left" if eta_s is not None and stage.step < stage.num_steps else ""
+    return ", ".join(filter(None, (f"{stage.name} {_step(stage)}", left, key_metric(stage))))
 
 
 def elapsed_s(stage: StageProgress, now: float) -> float | None:

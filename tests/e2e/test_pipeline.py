@@ -30,6 +30,18 @@ ROOT = Path(__file__).parents[2]
 STAGES = ["collect", "score", "sft", "rl", "evaluate", "report"]
 RUN_TIMEOUT_S = 500
 _CLUSTER: dict[str, str] = {}  # where a run finds its Ray; nothing: it starts one
+# Planted in every run's environment; nothing that a run leaves may hold one.
+SECRETS = {
+    name: f"planted-{name.lower()}-5f3a9c"
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "OPENAI_API_KEY",
+        "RAY_AUTH_TOKEN",
+        "WANDB_API_KEY",
+    )
+}
 GAME = "{name: chain_sum, params: {min_terms: 3, max_terms: 5, min_digits: 1, max_digits: 1}}"
 RUN_FILE = f"""
 name: small
@@ -91,7 +103,7 @@ def start(folder: Path, stage: str = "run", *flags: str) -> subprocess.Popen[str
     return subprocess.Popen(
         command(folder, stage, *flags),
         cwd=ROOT,
-        env=os.environ | _CLUSTER,
+        env=os.environ | _CLUSTER | SECRETS,
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
@@ -173,6 +185,17 @@ def test_every_stage_leaves_a_complete_artifact(finished: Path) -> None:
     report = (run_dir / "report" / "report.html").read_text(encoding="utf-8")
     assert "pass@1" in report
     assert "http" not in report.replace("http://www.w3.org/", "")  # self-contained
+
+
+def test_no_secret_of_the_environment_is_in_what_the_run_left(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"config.yaml", "run.json", "metrics.jsonl", "manifest.json", "report.html"} <= names
+    assert any("logs" in path.parts for path in files)
+    for path in files:
+        content = path.read_bytes()
+        for name, secret in SECRETS.items():
+            assert secret.encode() not in content, f"{name} is in {path}"
 
 
 def test_every_suite_is_evaluated_reported_and_in_the_table(finished: Path) -> None:

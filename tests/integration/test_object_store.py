@@ -2,10 +2,6 @@
 
 import gzip
 import json
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import SECRET, s3_server, use_credentials
 
 from pear_ray.artifacts.tables import CORPUS, QUARANTINE, read_table
 from pear_ray.config.corpus import DatasetCorpus
@@ -24,50 +21,21 @@ from pear_ray.corpus.prepare import PartSummary, PrepareJob, prepare_part
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.errors import InputError
 
-SECRET = "a-secret-of-this-test"
 NAMES = ["a.jsonl", "b.jsonl.gz", "c.parquet", "d.arrow", "de/e f#1%+é.jsonl"]
 BAD_LINE = "{not json"
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """The address of an S3 server in a process of its own.
-
-    Of its own because it brings Flask, whose proxies fail when vLLM, starting later in this
-    process, looks at all that is loaded.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    moto = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert moto.poll() is None, "the S3 server ended at once"
-            assert time.monotonic() < deadline, "the S3 server did not start"
-            time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    moto.terminate()
-    moto.wait()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server in a process of its own."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running.url
 
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What this machine has for a real store is left alone."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key-of-this-test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "absent"))
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
+    use_credentials(monkeypatch, tmp_path)
 
 
 @pytest.fixture

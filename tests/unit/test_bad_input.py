@@ -334,8 +334,15 @@ def test_an_output_folder_that_is_not_a_run(capsys: pytest.CaptureFixture[str]) 
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
-def test_an_object_store(refused: Callable[..., str]) -> None:
-    assert "output_dir='s3://bucket'" in refused("output_dir=s3://bucket")
+def test_an_object_store_where_nobody_answers(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of-a-test")
+    message = refused("output_dir=s3://runs/x?endpoint_override=http://127.0.0.1:1&region=y")
+    assert "output_dir=s3://runs/x/bad?" in message
+    assert "the store cannot be used" in message
+    assert "AWS_ACCESS_KEY_ID" in message
 
 
 def test_credentials_in_the_corpus_path_are_neither_kept_nor_shown(

@@ -13,6 +13,7 @@ from pear_ray.artifacts import manifest
 from pear_ray.artifacts.run_dir import claim
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.errors import ArtifactError, ConfigError
+from pear_ray.identities import fingerprints
 from pear_ray.preflight import Models
 from pear_ray.records import ON_DEMAND_STAGES, STAGES
 from pear_ray.telemetry.metrics_log import EventRecord, MetricRecord, MetricsLog, read_metrics
@@ -47,8 +48,8 @@ def run_config(corpus: Path, **changes: Any) -> RunConfig:
 
 
 def changed(corpus: Path, *, models: Models = MODELS, **changes: Any) -> list[str]:
-    before = pipeline.fingerprints(run_config(corpus), MODELS)
-    after = pipeline.fingerprints(run_config(corpus, **changes), models)
+    before = fingerprints(run_config(corpus), MODELS)
+    after = fingerprints(run_config(corpus, **changes), models)
     assert tuple(before) == (*STAGES, *ON_DEMAND_STAGES)
     return [stage for stage in STAGES if before[stage] != after[stage]]
 
@@ -94,12 +95,12 @@ def test_what_changes_no_number_changes_nothing(corpus: Path, changes: dict[str,
 def test_the_corpus_files_contents_count_and_its_place_does_not(
     corpus: Path, tmp_path: Path
 ) -> None:
-    before = pipeline.fingerprints(run_config(corpus), MODELS)
+    before = fingerprints(run_config(corpus), MODELS)
     (tmp_path / "elsewhere").mkdir()
     moved = corpus.rename(tmp_path / "elsewhere" / corpus.name)
-    assert pipeline.fingerprints(run_config(moved), MODELS) == before
+    assert fingerprints(run_config(moved), MODELS) == before
     moved.write_text('{"prompt": "1 + 2 =", "completion": "4"}\n', encoding="utf-8")
-    after = pipeline.fingerprints(run_config(moved), MODELS)
+    after = fingerprints(run_config(moved), MODELS)
     assert [stage for stage in STAGES if before[stage] == after[stage]] == []
 
 
@@ -112,7 +113,7 @@ def test_models_count_where_they_are_used(corpus: Path) -> None:
 
 def test_the_plan_passes_over_what_is_complete_and_current(corpus: Path, tmp_path: Path) -> None:
     config = run_config(corpus)
-    identities = pipeline.fingerprints(config, MODELS)
+    identities = fingerprints(config, MODELS)
     for stage, identity in (("collect", identities["collect"]), ("score", "another")):
         manifest.begin(tmp_path / "run" / stage, identity)
         manifest.complete(tmp_path / "run" / stage, counts={})
@@ -136,7 +137,7 @@ def test_a_stage_on_demand_is_planned_only_when_asked_for(corpus: Path, tmp_path
 
 def test_a_diagnosis_hangs_on_scores_and_weights(corpus: Path) -> None:
     def diagnosis(**changes: Any) -> str:
-        return pipeline.fingerprints(run_config(corpus, **changes), MODELS)["diagnose"]
+        return fingerprints(run_config(corpus, **changes), MODELS)["diagnose"]
 
     assert diagnosis(sft__weights={"kind": "pear", "gamma": 0.9}) != diagnosis()
     assert diagnosis(score__rows_per_block=8) != diagnosis()
@@ -145,7 +146,7 @@ def test_a_diagnosis_hangs_on_scores_and_weights(corpus: Path) -> None:
 
 def test_readiness_hangs_on_where_rl_begins(corpus: Path, tmp_path: Path) -> None:
     def ready(**changes: Any) -> str:
-        return pipeline.fingerprints(run_config(corpus, **changes), MODELS)["ready"]
+        return fingerprints(run_config(corpus, **changes), MODELS)["ready"]
 
     assert ready(rl__num_steps=9) == ready()
     assert ready(evaluate__temperature=0.5) == ready()
@@ -168,9 +169,9 @@ def other_run(folder: Path, identities: dict[str, str], *stages: str) -> Path:
 
 def test_what_another_run_holds_is_taken_where_it_is_the_same(corpus: Path, tmp_path: Path) -> None:
     config = run_config(corpus, sft__num_epochs=2)
-    theirs = pipeline.fingerprints(run_config(corpus), MODELS)  # differs from sft on
+    theirs = fingerprints(run_config(corpus), MODELS)  # differs from sft on
     other = other_run(tmp_path / "other", theirs, "collect", "score", "sft")
-    mine = other_run(tmp_path / "mine", pipeline.fingerprints(config, MODELS), "collect")
+    mine = other_run(tmp_path / "mine", fingerprints(config, MODELS), "collect")
     plan = pipeline.plan(config, mine, MODELS, reuse_from=[other])
     assert [(s.name, s.is_current, s.reuse_from) for s in plan[:3]] == [
         ("collect", True, None),
@@ -181,7 +182,7 @@ def test_what_another_run_holds_is_taken_where_it_is_the_same(corpus: Path, tmp_
 
 
 def test_a_run_that_shares_no_stage_is_refused(corpus: Path, tmp_path: Path) -> None:
-    theirs = pipeline.fingerprints(run_config(corpus, models__max_model_len=32), MODELS)
+    theirs = fingerprints(run_config(corpus, models__max_model_len=32), MODELS)
     other = other_run(tmp_path / "other", theirs, "collect", "score")
     with pytest.raises(ArtifactError, match=r"--reuse .*other: none of its complete stages"):
         pipeline.plan(run_config(corpus), tmp_path / "mine", MODELS, reuse_from=[other])
@@ -191,7 +192,7 @@ def test_a_stage_taken_over_brings_its_numbers_and_is_not_run(corpus: Path, tmp_
     """`report` needs no Ray; were collect to run, it would want one."""
     tree = {"models__policy": "embedded:student", "models__behavior": "embedded:teacher"}
     config = run_config(corpus, output_dir=str(tmp_path), **tree)
-    identities = pipeline.fingerprints(config, preflight.check_models(config))
+    identities = fingerprints(config, preflight.check_models(config))
     other = other_run(tmp_path / "other", identities, "collect")
     log = MetricsLog(other, run="other", stage="collect", attempt=1)
     log.log({"collect/rows": 5.0, "collect/odd": float("nan")}, step=1, num_steps=1)
@@ -212,7 +213,7 @@ def test_a_dry_run_says_what_would_be_taken(corpus: Path, tmp_path: Path) -> Non
     tree: dict[str, Any] = {"models__policy": "embedded:student", "models__max_model_len": 256}
     tree["models__behavior"] = "embedded:teacher"
     config = run_config(corpus, output_dir=str(tmp_path), **tree)
-    identities = pipeline.fingerprints(config, preflight.check_models(config))
+    identities = fingerprints(config, preflight.check_models(config))
     other = other_run(tmp_path / "other", identities, "collect", "score")
     text = dry_run.describe(config, reuse_from=[other])
     stages = text.partition("stages\n")[2].partition("\n\n")[0].splitlines()
@@ -247,7 +248,7 @@ def test_a_band_of_pass_rates_is_told_and_is_part_of_rl(corpus: Path, tmp_path: 
         rows = [{"problem_id": f"sums/{n}", "pass_rate": rate} for n in range(1, 6)]
         pq.write_table(pa.Table.from_pylist(rows), table)
         by_table = {"rl__difficulty": {"rates": {"kind": "table", "path": str(table)}}}
-        found = pipeline.fingerprints(run_config(corpus, **settings | by_table), MODELS)
+        found = fingerprints(run_config(corpus, **settings | by_table), MODELS)
         identities.append(found)
     assert identities[0]["sft"] == identities[1]["sft"]
     assert identities[0]["rl"] != identities[1]["rl"]
@@ -262,7 +263,7 @@ def test_a_run_without_suites_is_what_it_was_before_there_were_any(corpus: Path)
     assert set(tree) == {
         "problems", "num_samples", "k", "temperature", "max_tokens", "confidence", "rewards"
     }  # fmt: skip
-    found = pipeline.fingerprints(config, MODELS)
+    found = fingerprints(config, MODELS)
     engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
     assert found["evaluate"] == manifest.fingerprint(
         stage="evaluate",
@@ -283,7 +284,7 @@ def test_a_run_without_a_control_or_a_seed_of_its_corpus_is_what_it_was(corpus: 
     tree = json.loads(config.model_dump_json())
     assert tree["sft"]["weights"].pop("control") == "none"
     assert tree["corpus"].pop("seed") is None
-    found = pipeline.fingerprints(config, MODELS)
+    found = fingerprints(config, MODELS)
     engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
     models = {"behavior": "behavior-1", "policy": "policy-1"}
     assert found["collect"] == manifest.fingerprint(
@@ -306,7 +307,7 @@ def test_a_run_without_a_control_or_a_seed_of_its_corpus_is_what_it_was(corpus: 
 def test_runs_of_other_seeds_share_a_corpus_with_a_seed_of_its_own(corpus: Path) -> None:
     def collected(run_seed: int, **changes: Any) -> str:
         tree = sampled(corpus, **changes).model_dump(mode="json") | {"seed": run_seed}
-        return pipeline.fingerprints(validate_run(tree, origin="test"), MODELS)["collect"]
+        return fingerprints(validate_run(tree, origin="test"), MODELS)["collect"]
 
     assert collected(1) != collected(2)
     assert collected(1, seed=7) == collected(2, seed=7) == collected(7)  # sampled alike
@@ -329,7 +330,7 @@ def test_weights_by_source_name_the_sources_of_the_corpus(
 ) -> None:
     """Before anything starts where the corpus is there, and again when it has been made."""
     config = run_config(corpus, sft__weights=WEIGHTS)
-    identity = pipeline.fingerprints(config, MODELS)["collect"]
+    identity = fingerprints(config, MODELS)["collect"]
     manifest.begin(tmp_path / "run" / "collect", identity)
     manifest.complete(tmp_path / "run" / "collect", counts={}, details={"sources": sources})
     collect = pipeline.plan(config, tmp_path / "run", MODELS)[0]
@@ -375,8 +376,8 @@ def test_a_suite_of_a_file_is_known_by_its_content(corpus: Path, tmp_path: Path)
         "rewards": {"components": [{"kind": "exact"}]},
     }
     assert changed(corpus, evaluate__suites=[suite]) == ["evaluate", "report"]
-    before = pipeline.fingerprints(run_config(corpus, evaluate__suites=[suite]), MODELS)
+    before = fingerprints(run_config(corpus, evaluate__suites=[suite]), MODELS)
     path.write_text('{"prompt": "1 + 2 =", "answer": "3"}\n', encoding="utf-8")
-    after = pipeline.fingerprints(run_config(corpus, evaluate__suites=[suite]), MODELS)
+    after = fingerprints(run_config(corpus, evaluate__suites=[suite]), MODELS)
     assert before["evaluate"] != after["evaluate"]
     assert before["rl"] == after["rl"]

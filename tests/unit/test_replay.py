@@ -10,6 +10,7 @@ from pear_ray import cli, dry_run, pipeline, preflight
 from pear_ray.artifacts import manifest, replay
 from pear_ray.config.run import RunConfig, dump_run, validate_run
 from pear_ray.errors import ArtifactError, InputError
+from pear_ray.identities import fingerprints
 from pear_ray.preflight import Models
 
 GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
@@ -164,7 +165,7 @@ def test_flags_that_do_not_go_together(
 
 def test_a_dry_run_names_the_rollouts(base: dict[str, Any], tmp_path: Path) -> None:
     config = config_of(base)
-    identities = pipeline.fingerprints(config, preflight.check_models(config))
+    identities = fingerprints(config, preflight.check_models(config))
     write_steps(tmp_path / "given")
     run_dir = tmp_path / "outputs" / "t"
     current = replay.replay_fingerprint(config, tmp_path / "given", sft=identities["sft"])

@@ -24,6 +24,7 @@ from pear_ray.telemetry.metrics_log import (
 
 # Of a suite's settings, what decides pass@k beside the numbers: `k` and `seed` do not.
 _DECIDES = ("problems", "content", "first_prompt", "rewards")
+_NO_CHANGE = {EventKind.WARNING, EventKind.WAITING, EventKind.WAITED}  # of state
 _TRAINED = ("sft", "rl", "evaluate")  # what a comparison looks at
 
 
@@ -248,7 +249,7 @@ def _unfinished(
     last_events = {
         record.stage: record
         for record in records
-        if isinstance(record, EventRecord) and record.event is not EventKind.WARNING
+        if isinstance(record, EventRecord) and record.event not in _NO_CHANGE
     }
     for stage in STAGES:
         if (run_dir / stage / UNFINISHED_FILE).exists():

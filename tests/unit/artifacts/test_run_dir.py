@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,7 +128,7 @@ def test_a_killed_drivers_lock_is_taken_over(
 
 def test_attempts_count_up_from_what_is_there(tmp_path: Path) -> None:
     assert [run_dirs.next_attempt(tmp_path) for _ in range(3)] == [1, 2, 3]
-    (tmp_path / "logs" / "attempt-2").rmdir()
+    shutil.rmtree(tmp_path / "logs" / "attempt-2")
     (tmp_path / "logs" / "attempt-10").mkdir()
     assert run_dirs.next_attempt(tmp_path) == 11
 

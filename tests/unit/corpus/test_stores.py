@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from by_hand import corpus
 
-from pear_ray.corpus import stores
+from pear_ray import stores
 from pear_ray.corpus.files import corpus_fingerprint, list_files
-from pear_ray.corpus.stores import refuse_secrets
 from pear_ray.errors import InputError
+from pear_ray.stores import refuse_secrets
 
 
 def refusal(path: str) -> str:
@@ -88,7 +88,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(path: str, what: str)
     ],
 )
 def test_what_looks_like_credentials_and_is_none(path: str) -> None:
-    refuse_secrets(path)
+    refuse_secrets(path, key="corpus.path")
 
 
 def test_a_pattern_for_a_bucket_would_list_all_that_an_account_has() -> None:

@@ -3,7 +3,7 @@ import pytest
 from pear_ray.telemetry.follow import Follower, ProgressState, StageState
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, MetricRecord, MetricsLog
 from pear_ray.telemetry.phase import PHASE_FILE, Phase
-from pear_ray.telemetry.view import key_metric, phase_words, step_line
+from pear_ray.telemetry.view import key_metric, phase_words, short_line, step_line
 
 
 def metric(time, step, *, stage="rl", attempt=1, num_steps=10, **metrics):
@@ -155,6 +155,13 @@ def test_a_line_of_rl_says_how_it_goes():
             f"{name} step 4/10, rl/reward/mean 0.350, correct 0.250, degenerate 0.500, "
             "length 41.3, 1,250 tokens/s"
         )
+
+
+def test_a_narrow_column_has_the_time_left_before_the_numbers():
+    log = folded(event(0.0, EventKind.STAGE_STARTED), *(metric(t, t, rl__x=1.0) for t in (1, 2)))
+    assert short_line(log.stages["rl"], 2.0) == "rl 2/10, 8 s left"
+    named = folded(MetricRecord(0, "demo", "rl", 1, 10, 10, {"rl/reward/mean": 0.35}))
+    assert short_line(named.stages["rl"], 0) == "rl 10/10, rl/reward/mean 0.350"
 
 
 def test_a_phase_is_the_running_attempts(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import json
 import subprocess
 import sys
 import time
@@ -24,17 +25,37 @@ def run_one_stage(folder, *, num_steps):
     log.event("stage_finished", "")
 
 
-def test_a_job_log_gets_a_line_per_event_and_the_last_step(tmp_path):
+def job_log_of(folder, *, step_s):
+    """The lines of a log of 25 steps that took `step_s` each."""
     out = io.StringIO()
-    log_for(tmp_path, "sft").event("stage_skipped", "complete and current")
-    with LiveView(tmp_path, STAGES, console=Console(file=out), poll_s=0.01):
-        run_one_stage(tmp_path, num_steps=25)
+    log_for(folder, "sft").event("stage_skipped", "complete and current")
+    with LiveView(folder, STAGES, console=Console(file=out), poll_s=0.01):
+        log = log_for(folder, "rl")
+        log.event("stage_started", "25 steps")
+        of = {"run": "demo", "stage": "rl", "attempt": 1, "num_steps": 25}
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            for step in range(1, 26):
+                numbers = {"step": step, "metrics": {"rl/reward/mean": step / 100}}
+                file.write(json.dumps({"time": 1000 + step_s * step} | of | numbers) + "\n")
+        log.event("stage_finished", "")
+    assert "\x1b" not in out.getvalue()
     lines = [line.partition("] ")[2] for line in out.getvalue().splitlines()]
     assert lines[0] == "rl started: 25 steps"  # sft's event is of an earlier driver
-    steps = [f"rl step {n}/25, rl/reward/mean 0.{n:02d}0" for n in (*range(2, 25, 2), 25)]
-    assert [line[: len(step)] for line, step in zip(lines[1:], steps, strict=False)] == steps
     assert lines[-1].startswith("rl finished after ")
-    assert "\x1b" not in out.getvalue()
+    return lines[1:-1]
+
+
+def test_a_job_log_gets_a_line_per_step(tmp_path):
+    lines = job_log_of(tmp_path, step_s=2.0)
+    assert lines[0] == "rl step 1/25, rl/reward/mean 0.010"
+    assert lines[2] == "rl step 3/25, rl/reward/mean 0.030, 44 s left"
+    assert [line.split(",")[0] for line in lines] == [f"rl step {n}/25" for n in range(1, 26)]
+
+
+def test_steps_of_less_than_a_second_share_a_line(tmp_path):
+    lines = job_log_of(tmp_path, step_s=0.25)
+    shown = [int(line.split()[2].split("/")[0]) for line in lines]
+    assert shown == [1, 5, 9, 13, 17, 21, 25]
 
 
 def test_a_terminal_gets_the_table_and_prints_do_not_garble_it(tmp_path):

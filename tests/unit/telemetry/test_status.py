@@ -13,7 +13,7 @@ from pear_ray.telemetry.follow import ProgressState
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, MetricsLog
 from pear_ray.telemetry.phase import PhaseWriter
 from pear_ray.telemetry.status import process_alive, render_status, run_health
-from pear_ray.telemetry.view import duration, number
+from pear_ray.telemetry.view import detail_line, duration, event_line, number
 
 
 def state_of(*events):
@@ -54,6 +54,25 @@ def test_a_failure_is_told_with_its_sentence():
     assert health.sentence == "in rl, 1 min 00 s ago: loss is NaN"
 
 
+def test_what_a_stage_waits_for_is_told_until_it_is_there():
+    waiting = (20.0, "sft", EventKind.WAITING, "waiting for 2 GPU: cluster has 0")
+    closer = (80.0, "sft", EventKind.WAITING, "waiting for 2 GPU: cluster has 1, 1 starting")
+    there = (140.0, "sft", EventKind.WAITED, "the devices are there, after 120 s")
+    state = state_of(STARTED, waiting, closer)
+    health = run_health(state, alive=True, now=500.0)  # long after the last word
+    assert health.word == "running"
+    assert health.sentence == "sft is waiting for 2 GPU: cluster has 1, 1 starting (for 8 min 00 s)"
+    assert detail_line(state.stages["sft"], 110.0) == (
+        "sft: waiting for 2 GPU: cluster has 1, 1 starting (for 1 min 30 s)"
+    )
+    record = EventRecord(80.0, "demo", "sft", 1, EventKind.WAITING, closer[3])
+    assert event_line(state, record) == "sft waiting for 2 GPU: cluster has 1, 1 starting"
+    assert run_health(state, alive=False, now=500.0).word == "dead"
+    after = state_of(STARTED, waiting, there)
+    assert after.stages["sft"].waiting is None
+    assert run_health(after, alive=True, now=150.0).sentence == "in sft, last news 10 s ago"
+
+
 def test_a_lock_tells_whether_its_process_lives(tmp_path):
     lock = tmp_path / "run.lock"
     assert process_alive(lock) is None
@@ -71,13 +90,13 @@ def test_a_lock_tells_whether_its_process_lives(tmp_path):
 
 def test_a_folder_that_is_no_run_is_refused_and_runs_in_it_are_named(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        render_status(tmp_path / "nowhere")
+        render_status(tmp_path / "nowhere", alive=None)
     with pytest.raises(InputError, match="not a run folder"):
-        render_status(tmp_path)
+        render_status(tmp_path, alive=None)
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "run.json").write_text("{}")
     with pytest.raises(InputError, match="holds the runs demo"):
-        render_status(tmp_path)
+        render_status(tmp_path, alive=None)
 
 
 def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
@@ -94,7 +113,7 @@ def test_the_rendered_status_shows_stage_step_and_warning(tmp_path):
     said.write("wake_trainer")
     said.write("train")
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(render_status(tmp_path))
+    console.print(render_status(tmp_path, alive=None))
     text = console.export_text()
     for part in (
         "running",

@@ -24,8 +24,8 @@ _SECRET = re.compile(r"(?i)access_?key|account_?key|secret|token|password|signat
 _CONTENT_HASHES = ("md5Hash", "crc32c", "ETag")
 
 
-def refuse_secrets(path: str) -> None:
-    """See that a URI carries no credentials: it is written into configs, manifests and tables.
+def refuse_secrets(path: str, *, key: str) -> None:
+    """See that the URI at `key` of a run file carries no credentials: it is written into configs.
 
     Raises:
         InputError: It has a user and password, an S3 access key, or a secret in its query.
@@ -45,14 +45,16 @@ def refuse_secrets(path: str) -> None:
             found.append(f"{name}=")
     if found:  # the message names no value, since messages are kept as well
         raise InputError(
-            f"corpus.path={scheme}://...: carries credentials ({', '.join(found)}), and a path is "
-            "written into config.yaml and the tables; take them out, and set AWS_ACCESS_KEY_ID "
+            f"{key}={scheme}://...: carries credentials ({', '.join(found)}), and it is written "
+            "into config.yaml and the tables; take them out, and set AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY (s3://) or GOOGLE_APPLICATION_CREDENTIALS (gs://) instead"
         )
 
 
-def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that `path` is on, and its name there; a store gives up soon.
+def open_filesystem(
+    path: str, *, key: str, max_attempts: int = MAX_ATTEMPTS
+) -> tuple[pafs.FileSystem, str]:
+    """The file system of `path`, given at `key`, and its name there; a store gives up soon.
 
     Raises:
         InputError: Its scheme or its query is none that is known, or its bucket's region cannot be
@@ -63,10 +65,10 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     scheme = path.partition("://")[0]
     try:
         if scheme == S3:
-            return _open_s3(path)
+            return _open_s3(path, max_attempts=max_attempts)
         return pafs.FileSystem.from_uri(_with_retry_limit(path) if scheme in GCS else path)
     except (ValueError, OSError) as error:
-        raise InputError(f"corpus.path={path}: cannot be opened{because(path, error)}") from error
+        raise InputError(f"{key}={path}: cannot be opened{because(path, error)}") from error
 
 
 def because(path: str, error: Exception) -> str:
@@ -102,7 +104,7 @@ def content_mark(system: pafs.FileSystem, inside: str) -> str:
     return f"{size} {next(hashes, None) or system.get_file_info(inside).mtime_ns}"
 
 
-def _open_s3(uri: str) -> tuple[pafs.S3FileSystem, str]:
+def _open_s3(uri: str, *, max_attempts: int) -> tuple[pafs.S3FileSystem, str]:
     """An S3 store that gives up soon; only the constructor takes timeouts, a URI does not."""
     parts = urlsplit(uri)
     if ":" in parts.netloc:
@@ -125,7 +127,8 @@ def _open_s3(uri: str) -> tuple[pafs.S3FileSystem, str]:
         **options | {"region": found.region},
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=MAX_ATTEMPTS),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=max_attempts),
+        allow_delayed_open=True,  # a small object is one request, not three
     )
     return system, inside
 

@@ -1,0 +1,1 @@
+"""Jobs on a cluster that is there: sending them, following them, ending them; from any machine."""
