@@ -60,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_jobs(commands)
     _add_serve(commands)
+    _add_inspect(commands)
+    doctor = commands.add_parser("doctor", help="check this machine and the installation")
+    doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
+    return pear
+
+
+def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     inspect = commands.add_parser("inspect", help="what an artifact holds, token by token")
     inspect.add_argument(
         "artifact", metavar="ARTIFACT", help="a stage's folder, or a Parquet file; also on s3://"
@@ -75,9 +82,6 @@ def parser() -> argparse.ArgumentParser:
         "--step", type=_count, metavar="N", help="of rollouts, the step to show (the last)"
     )
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write the same as one page")
-    doctor = commands.add_parser("doctor", help="check this machine and the installation")
-    doctor.add_argument("--quick", action="store_true", help="do not start Ray and an engine")
-    return pear
 
 
 def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -23,6 +23,7 @@ from pear_ray.memory.durations import Workload
 from pear_ray.memory.time_words import duration_words
 from pear_ray.run_models import run_models
 
+NODE_START_S = 600.0  # the longer of what clouds take; shorter waits are worth a word
 DOES_NOT_FIT = 2  # as where an input cannot be used: nothing was started, and nothing should be
 
 
@@ -114,10 +115,11 @@ def _notes(config: RunConfig, shape: ClusterShape) -> Iterator[str]:
             f"note: output_dir={config.output_dir} is not on {shared}, which all nodes share; add "
             f"output_dir={shared.rstrip('/')}/outputs"
         )
-    if not cluster.wait_for_devices_s:
+    wait_s = cluster.wait_for_devices_s
+    if wait_s is not None and wait_s < NODE_START_S:
         yield (
-            "note: cluster.wait_for_devices_s=0 does not wait for nodes to start; add "
-            "cluster.wait_for_devices_s=1200"
+            f"note: cluster.wait_for_devices_s={wait_s:g} is less than a node with GPUs takes to "
+            "start, some minutes; leave it out to wait as long as it takes"
         )
     if shape.to_fill_in:
         count, first = len(shape.to_fill_in), ", ".join(shape.to_fill_in[:3])

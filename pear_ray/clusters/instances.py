@@ -1,9 +1,10 @@
 """What the providers' machines have: processors, memory, GPUs.
 
-From the providers' pages of instance types (aws.amazon.com/ec2/instance-types,
+What is known of them, most checked only in part: the providers' pages of instance types have the
+last word (aws.amazon.com/ec2/instance-types,
 cloud.google.com/compute/docs/accelerator-optimized-machines,
-learn.microsoft.com/azure/virtual-machines/sizes). A type that is missing here can be described in
-a cluster file, under `metadata.instances`.
+learn.microsoft.com/azure/virtual-machines/sizes). A type that is missing here, or wrong, can be
+described in a cluster file, under `metadata.instances`, which is asked first.
 """
 
 from collections.abc import Iterator, Mapping

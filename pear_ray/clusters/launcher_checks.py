@@ -26,9 +26,10 @@ WORLD = ("0.0.0.0/0", "::/0")
 TOKEN_FILE = "auth_token"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
 MARKET_LABEL = "ray.io/market-type"
-# A value stands behind the name of something secret. `..._PATH=` and `$NAME` hold none.
+# A value stands behind the name of something secret. `..._PATH=`, `$NAME` and three dots hold none.
 SECRET = re.compile(
-    r"\b(\w*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIALS)\w*)=(?![$\"']*\$)[\"']?[^\s\"']+"
+    r"\b(\w*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIALS)\w*)"
+    r"=(?![$\"']*\$|\.\.\.)[\"']?[^\s\"']+"
 )
 
 

@@ -30,7 +30,12 @@ def ray_session(cluster: ClusterConfig) -> Iterator[Session]:
     if ray.is_initialized():  # a test's or a notebook's own session is left running
         yield _describe()
         return
-    options = {"address": cluster.address} if cluster.address else {"include_dashboard": True}
+    # "local": without it Ray would join any cluster that was started on this machine.
+    options = (
+        {"address": cluster.address}
+        if cluster.address
+        else {"address": "local", "include_dashboard": True}
+    )
     # Inside a submitted job Ray knows the address itself, and options given twice are an error.
     if "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ:
         options = {}

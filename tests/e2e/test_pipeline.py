@@ -158,7 +158,7 @@ def finished(
     _CLUSTER.clear()
     is_there = ray.is_initialized()  # that of tests/integration
     if not is_there:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     _CLUSTER["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     yield folder
     _CLUSTER.clear()

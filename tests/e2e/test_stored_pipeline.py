@@ -48,7 +48,7 @@ def cluster() -> Iterator[str]:
     """The address of a Ray that no driver takes along when it dies."""
     is_there = ray.is_initialized()
     if not is_there:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray.get_runtime_context().gcs_address
     if not is_there:
         ray.shutdown()
