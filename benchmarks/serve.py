@@ -125,7 +125,9 @@ def pear_command(model: Path, port: int) -> list[str]:
     """Ours."""
     return [
         *(sys.executable, "-m", "pear_ray", "serve", "--name", f"model={model}"),
-        *("--port", str(port), "--device", "cpu"),
+        # With a second replica to come, should the load ask for one (it does not), each has half of
+        # the cores: on two, one thread, which beside another server does not wait for its others.
+        *("--port", str(port), "--device", "cpu", "--max-replicas", "2"),
     ]
 
 
@@ -142,7 +144,7 @@ def started(name: str, model: Path) -> Iterator[Running]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = len(os.sched_getaffinity(0))  # what `pear serve` gives the one replica
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)  # what `pear serve` gives each of two
     environ = os.environ | engine_environment(device="cpu", num_threads=threads, kv_cache_gib=1)
     with tempfile.TemporaryDirectory(prefix="serve-") as ray_dir, tempfile.TemporaryFile() as log:
         environ |= ENVIRON | RAY_ENVIRON | {"RAY_TMPDIR": ray_dir, "OMP_NUM_THREADS": str(threads)}
@@ -257,7 +259,7 @@ def _figures(
 
 def small() -> list[Figure]:
     """The embedded student."""
-    load = Load(num_requests=128, num_tokens=64, num_rounds=5)
+    load = Load(num_requests=64, num_tokens=64, num_rounds=5)
     return compared("small", resolve_model("embedded:student"), load)
 
 
@@ -269,7 +271,7 @@ def smollm2() -> list[Figure]:
 
 def llm_app() -> list[Figure]:
     """Ray's own application on the embedded student."""
-    load = Load(num_requests=128, num_tokens=64, num_rounds=5)
+    load = Load(num_requests=64, num_tokens=64, num_rounds=5)
     return compared("llm_app", resolve_model("embedded:student"), load, name="llm_app")
 
 

@@ -94,6 +94,7 @@ def local_environment(order: ServeOrder) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(order.port),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(order.port + 1),  # not itself
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no balancer in front to wait for
+        "RAY_worker_niceness": "0",  # of 15, Ray's own, answers would wait for whatever else runs
     }
 
 

@@ -26,10 +26,8 @@ from pear_ray.serving.settings import APP_NAME, ServeSettings
 from pear_ray.stopping import stop_on_sigterm
 
 REACH_S = 5.0  # to find out whether anything listens at a cluster's address
-LOGGING = {
-    "enable_access_log": False,
-    "log_level": "WARNING",
-}  # a line per request costs time, and shows who asked when
+# A line per request costs time, and shows who asked when.
+LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 def run_serve(settings: ServeSettings, order: ServeOrder) -> int:
@@ -76,6 +74,7 @@ def deployed(settings: ServeSettings, order: ServeOrder) -> Iterator[None]:
 def _deploy(settings: ServeSettings, order: ServeOrder, *, elsewhere: bool) -> None:
     # On a Ray of our own the gateway listens at the port; Ray Serve starts its proxy all the same.
     port = order.port if elsewhere else free_port(order.host)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it would name the proxy's port
     serve.start(
         proxy_location="EveryNode",
         http_options={"host": order.host, "port": port},
