@@ -94,7 +94,8 @@ def _connect(address: str | None) -> bool:
     if address:
         _check_reachable(address)
     inside = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
-    options = {"address": address} if address else {} if inside else {"include_dashboard": True}
+    own = {"address": "local", "include_dashboard": True}  # not one that happens to run here
+    options = {"address": address} if address else {} if inside else own
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
