@@ -40,7 +40,7 @@ import sys, threading, ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 model, port, engine = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
-ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False)
+ray.init("local", num_cpus=4, include_dashboard=True, log_to_driver=False)
 config = LLMConfig(
     model_loading_config={"model_id": "model", "model_source": model},
     placement_group_config={"bundles": [{"CPU": 0.5}]},

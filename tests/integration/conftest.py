@@ -63,6 +63,7 @@ def local_ray() -> Iterator[None]:
     import ray
 
     ray.init(
+        "local",  # else it joins whatever Ray runs on this machine, such as another process's
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
+import ray
 from training_runs import run_config
 
 from pear_ray.config.run import validate_run
@@ -40,21 +40,13 @@ def sample(pool: SamplerPool, *, kill: bool) -> list[list[Completion]]:
         Sampling(num_samples=2, temperature=1.0, max_tokens=64, seed=n) for n in range(len(PROMPTS))
     ]
     done: list[int] = []
+    first = ray.get(pool._all[0].__ray_call__.remote(lambda engine: os.getpid()))
 
     def progress(prompts: int, tokens: int) -> None:
         if kill and not done:
-            os.kill(engines()[0], signal.SIGKILL)
+            os.kill(first, signal.SIGKILL)
         done.append(prompts)
 
     found = pool.generate(PROMPTS, sampling, progress=progress, prompts_per_call=8)
     assert done == [8 * (n + 1) for n in range(12)]
     return found
-
-
-def engines() -> list[int]:
-    """Processes with an engine that has taken weights, by what Ray calls them."""
-    return [
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if "Sampler(" in " ".join(process.cmdline())
-    ]
