@@ -115,7 +115,7 @@ def marks() -> list[Figure]:
     from pear_ray.telemetry.follow import ProgressState
     from pear_ray.telemetry.metrics_log import MetricRecord
 
-    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=1)
+    ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=1)
     state = ProgressState()
     with job_page("bench") as page:
         state.fold(MetricRecord(0.0, "bench", "rl", 1, 1, 1, {}))
