@@ -16,7 +16,7 @@ from pear_ray.artifacts.tables import SCORED, read_table
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, read_metrics
 
 IDLE_S = 6.0  # after which a node is given back
-NUM_ROWS = 4800
+NUM_ROWS = 12000
 RUN_FILE = """
 name: grown
 models: {policy: embedded:student, behavior: embedded:teacher, dtype: float32, max_model_len: 160}
@@ -82,6 +82,7 @@ def test_scoring_grows_with_its_queue_and_gives_nodes_back(
     (tmp_path / "grown.yaml").write_text(RUN_FILE % cluster.address, encoding="utf-8")
     folder = tmp_path / "outputs" / "grown"
     assert pear(tmp_path, "collect", "grown.yaml").wait(120) == 0
+    assert within(60, lambda: cluster.num_nodes() == 0)  # what collecting had is given back
     scoring = pear(tmp_path, "score", "grown.yaml")
     status, most = "", 0
     while scoring.poll() is None:

@@ -13,6 +13,9 @@ from pear_ray.errors import InputError
 from pear_ray.stores import MAX_ATTEMPTS, because, open_filesystem
 
 CHUNK_BYTES = 8 * 2**20
+READS = 4
+# An object that another driver writes anew between the look at its size and the reading.
+_CHANGED = "INTERNAL_FAILURE during GetObject"
 _GONE = "NO_SUCH_KEY"  # how S3's client says it where pyarrow makes no FileNotFoundError of it
 # All that pyarrow raises when a store does not answer, or says no.
 FAILURES = (OSError, pa.ArrowException)
@@ -93,15 +96,18 @@ class ObjectFolder:
 
     def read(self, name: str) -> bytes | None:
         """The content of a small object, or None where there is no such object."""
-        try:
-            with self._system.open_input_stream(self._place(name)) as stream:
-                return stream.read()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if _GONE in str(error):  # between looking for it and reading it
+        for left in reversed(range(READS)):
+            try:
+                with self._system.open_input_stream(self._place(name)) as stream:
+                    return stream.read()
+            except FileNotFoundError:
                 return None
-            raise
+            except OSError as error:
+                if _GONE in str(error):  # between looking for it and reading it
+                    return None
+                if _CHANGED not in str(error) or not left:
+                    raise
+        raise AssertionError("the last read returns or raises")
 
     def write(self, name: str, content: bytes) -> None:
         """Put `content` there, whole or not at all."""
