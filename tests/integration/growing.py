@@ -1,4 +1,4 @@
-"""What a driver sees of a cluster that grows, as lines of JSON; `python growing.py ADDRESS`.
+"""What a driver sees of a cluster that grows, as JSON; `python growing.py ADDRESS FILE`.
 
 A process of its own: the tests' Ray is another cluster.
 """
@@ -6,6 +6,7 @@ A process of its own: the tests' Ray is another cluster.
 import json
 import sys
 import time
+from pathlib import Path
 
 import ray
 
@@ -57,7 +58,8 @@ def main() -> None:
         "the first": waited(gpu_config(num_trainers=1)),
         "the second": waited(gpu_config(num_trainers=2)),
     }
-    print(json.dumps(found))
+    # Not to standard output, where Ray speaks as well.
+    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
