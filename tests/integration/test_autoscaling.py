@@ -49,7 +49,7 @@ def within(seconds: float, wanted: Callable[[], bool]) -> bool:
 
 
 def starting(said: list[str], words: str) -> bool:
-    """Whether `words` and that one node is on its way was said; its devices are known a bit later."""
+    """Whether `words` was said, and that a node is on its way; its devices are known later."""
     wanted = rf"(waiting: )?{words}, 1 (node of gpu )?starting"
     return any(re.fullmatch(wanted, each) for each in said)
 
