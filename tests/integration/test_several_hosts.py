@@ -215,6 +215,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * RUN_S)
 @pytest.mark.parametrize(
     "how",
     [
