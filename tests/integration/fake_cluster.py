@@ -24,6 +24,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 ROOT = Path(__file__).parents[2]
 HEAD_ID = "f" * 51 + "00000"
 HEAD_TYPE = "ray.head.default"  # the provider knows no other name
+STARTS = 3
 START_S = 120.0
 BOOT_S = 4.0  # of a cloud's machine: minutes
 
@@ -54,14 +55,27 @@ class FakeCluster:
     """
 
     def __init__(self, types: Mapping[str, dict[str, Any]], *, idle_s: float) -> None:
-        ip = socket.gethostbyname(socket.gethostname())
-        self.address = f"{ip}:{free_port()}"
+        self.address = ""
         # Not under pytest's folder: a socket's path has 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="fake-", ignore_cleanup_errors=True)
         self._types = dict(types)
         self._idle_s = idle_s
 
     def __enter__(self) -> "FakeCluster":
+        # Ray gives a raylet 30 s to come up, which a busy machine does not always keep.
+        for left in reversed(range(STARTS)):
+            said = self._start()
+            if said is None:
+                return self
+            if not left or "timed out during startup" not in said:
+                self._folder.cleanup()
+                raise RuntimeError(f"the head did not start: {said}")
+        raise AssertionError("the last start returns or raises")
+
+    def _start(self) -> str | None:
+        """Start the head; what it said where it did not start."""
+        ip = socket.gethostbyname(socket.gethostname())
+        self.address = f"{ip}:{free_port()}"
         folder = Path(self._folder.name)
         settings = folder / "cluster.json"
         settings.write_text(json.dumps(self._settings()), encoding="utf-8")
@@ -104,11 +118,10 @@ class FakeCluster:
         deadline = time.monotonic() + START_S
         while b"Ray runtime started" not in log.read_bytes():
             if self._head.poll() is not None or time.monotonic() > deadline:
-                said = log.read_text(encoding="utf-8")[-2000:]
-                self.__exit__(None, None, None)
-                raise RuntimeError(f"the head did not start: {said}")
+                self._end()
+                return log.read_text(encoding="utf-8")[-2000:]
             time.sleep(0.2)
-        return self
+        return None
 
     def __exit__(
         self,
@@ -116,19 +129,29 @@ class FakeCluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the head; the nodes are children of its autoscaler."""
-        started = psutil.Process(self._head.pid).children(recursive=True)
+        """End the head, and its nodes."""
+        self._end()
+        self._folder.cleanup()
+
+    def _end(self) -> None:
+        """Its nodes are children of its autoscaler; of a head that is gone, orphans."""
+        started = [
+            each
+            for each in psutil.process_iter(["cmdline"])
+            if self._folder.name in " ".join(each.info["cmdline"] or [])
+        ]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started += psutil.Process(self._head.pid).children(recursive=True)
         self._head.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._head.wait(20)
-        for process in (
-            (psutil.Process(self._head.pid), *started) if self._head.poll() is None else started
-        ):
+        if self._head.poll() is None:
+            self._head.kill()
+        for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._head.wait(20)
         psutil.wait_procs(started, timeout=20)
-        self._folder.cleanup()
 
     def num_nodes(self) -> int:
         """How many nodes there are beside the head."""
