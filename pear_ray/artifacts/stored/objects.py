@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pear_ray.artifacts.partial import partial_of
 from pear_ray.artifacts.stored.location import KEY, without_query
 from pear_ray.errors import InputError
 from pear_ray.stores import MAX_ATTEMPTS, because, open_filesystem
@@ -136,7 +137,7 @@ class ObjectFolder:
             FileNotFoundError: There is no such object.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = partial_of(path)
         try:
             with (
                 self._system.open_input_stream(self._place(name)) as stream,
