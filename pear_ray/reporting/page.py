@@ -1,6 +1,5 @@
 """Pages: one self-contained HTML file that needs no network and runs no script."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+from pear_ray.artifacts.partial import partial_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def render_page(template: str, **content: Any) -> str:
 
 def write_page(path: Path, html: str) -> None:
     """Write `html` to `path`, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     partial.write_text(html, encoding="utf-8")
     partial.replace(path)
 
