@@ -37,10 +37,13 @@ class BootingProvider(FakeMultiNodeProvider):
         return super().create_node_with_resources_and_labels(*args, **kwargs)
 
 
-def node_type(max_nodes: int, **resources: float) -> dict[str, Any]:
+def node_type(
+    max_nodes: int, labels: Mapping[str, str] | None = None, /, **resources: float
+) -> dict[str, Any]:
     """An entry of `available_node_types`."""
     return {
         "resources": resources,
+        "labels": dict(labels or {}),
         "node_config": {},
         "min_workers": 0,
         "max_workers": max_nodes,
@@ -157,9 +160,16 @@ class FakeCluster:
         """How many nodes there are beside the head."""
         return sum(name == "raylet" for name, _ in self._processes()) - 1
 
-    def num_nodes_with(self, actor: str) -> int:
-        """On how many nodes a process of the actor class is."""
-        return len({parent for name, parent in self._processes() if actor in name})
+    def nodes_with(self, actor: str) -> list[str]:
+        """The types of the nodes that a process of the actor class is on."""
+        raylets = {parent for name, parent in self._processes() if actor in name}
+        found = []
+        for raylet in raylets:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                node = psutil.Process(raylet)
+                if node.name() == "raylet":  # and not whoever takes in what it left behind
+                    found.append(node.environ()["RAY_NODE_TYPE_NAME"])
+        return sorted(found)
 
     def _processes(self) -> list[tuple[str, int]]:
         """What Ray calls each process, and who started it."""
