@@ -195,9 +195,8 @@ class _Wait:
     def _look(self, group: PlacementGroup, short_since: float | None) -> None:
         """Say what is waited for; end it where that is hopeless."""
         nodes = alive_nodes()
-        self._said.say(
-            self._growth.words(self._demand, nodes)
-        )  # before a look, which takes seconds
+        words = self._growth.words(self._demand, nodes)
+        self._said.say(words)  # before a look, which takes seconds
         if short_since is not None:
             self._growth.check(self._demand, self._stage)
         limit_s = self._config.cluster.wait_for_devices_s
