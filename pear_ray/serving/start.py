@@ -17,7 +17,7 @@ from pear_ray.serving.order import ServeOrder, check_devices, free_port
 from pear_ray.serving.settings import APP_NAME, ServeSettings
 from pear_ray.stopping import stop_on_sigterm
 
-WITH_URL = "write serve.yaml with --dry-run and `serve deploy serve.yaml -a URL`"
+WITH_URL = "write serve.yaml with --address auto --dry-run and `serve deploy serve.yaml -a URL`"
 # A line per request costs time, and shows who asked when.
 LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 

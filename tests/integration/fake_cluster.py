@@ -7,7 +7,6 @@ the user, wants a file that the wheel leaves out, and takes fixed ports.
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+from ray_head import end_tree, free_ports
 
 ROOT = Path(__file__).parents[2]
 HEAD_ID = "f" * 51 + "00000"
@@ -78,7 +78,7 @@ class FakeCluster:
     def _start(self) -> str | None:
         """Start the head; what it said where it did not start."""
         ip = socket.gethostbyname(socket.gethostname())
-        self.address = f"{ip}:{free_port()}"
+        self.address = f"{ip}:{free_ports(1)[0]}"
         folder = Path(self._folder.name)
         settings = folder / "cluster.json"
         settings.write_text(json.dumps(self._settings()), encoding="utf-8")
@@ -100,7 +100,7 @@ class FakeCluster:
                     f"--temp-dir={folder}/ray",
                     "--include-dashboard=false",
                     "--dashboard-agent-listen-port=0",
-                    f"--ray-client-server-port={free_port()}",
+                    f"--ray-client-server-port={free_ports(1)[0]}",
                     "--object-store-memory=100000000",
                     "--disable-usage-stats",
                 ],
@@ -143,18 +143,7 @@ class FakeCluster:
             for each in psutil.process_iter(["cmdline"])
             if self._folder.name in " ".join(each.info["cmdline"] or [])
         ]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            started += psutil.Process(self._head.pid).children(recursive=True)
-        self._head.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._head.wait(20)
-        if self._head.poll() is None:
-            self._head.kill()
-        for process in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._head.wait(20)
-        psutil.wait_procs(started, timeout=20)
+        end_tree(self._head, started)
 
     def num_nodes(self) -> int:
         """How many nodes there are beside the head."""
@@ -215,10 +204,3 @@ class FakeCluster:
             "head_start_ray_commands": [],
             "worker_start_ray_commands": [],
         }
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
