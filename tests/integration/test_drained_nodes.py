@@ -18,6 +18,8 @@ from own_cluster import ON_DEMAND, SPOT, announce_end, own_cluster
 from pear_ray.config.run import validate_run
 from pear_ray.distributed.in_process import become_host
 from pear_ray.distributed.sft_loop import sft_loop
+from pear_ray.distributed.waiting import require_feasible
+from pear_ray.errors import CapacityError
 from pear_ray.telemetry.metrics_log import MetricRecord, read_metrics
 
 NOTICE_S = 7
@@ -41,7 +43,9 @@ tree = runs.run_config(folder).model_dump(mode="json")
 # Nothing is saved but for the notice, and no failure is forgiven.
 tree["sft"] |= {"num_epochs": 24, "checkpoint_every": 1000}
 tree["cluster"] |= {"num_trainers": 1, "cpus_per_worker": 1.0, "max_failures": 0}
-runs.run_config = lambda folder: validate_run(tree, origin="test")
+tree["cluster"] |= {"num_samplers": 1}
+config = validate_run(tree, origin="test")
+runs.run_config = lambda folder: config
 
 results = []
 
@@ -50,6 +54,11 @@ def train():
 
 with own_cluster(head_cpus=0) as cluster:
     cluster.add_node(num_cpus=1, labels=SPOT)  # free all the time, and not for training
+    require_feasible(config, ["score"])
+    try:
+        require_feasible(config, ["sft"])
+    except CapacityError as error:
+        refusal = str(error)
     node = cluster.add_node(num_cpus=1, labels=ON_DEMAND)
     training = threading.Thread(target=train)
     training.start()
@@ -64,6 +73,8 @@ with own_cluster(head_cpus=0) as cluster:
     time.sleep(max(0.0, deadline - time.time()))
     cluster.remove_node(node, allow_graceful=False)
     training.join()
+assert "after waiting for 1 CPU on on-demand nodes: cluster has 0; lower" in refusal
+assert refusal.endswith("or let it train on spot nodes with cluster.training_nodes=any")
 drained, same = results[0]
 records = read_metrics(folder / "drained" / "metrics.jsonl")
 steps = [r.step for r in records if isinstance(r, MetricRecord)]
