@@ -244,14 +244,14 @@ class SamplerPool:
         self._idle.append(actor)
         return found if isinstance(found, float) else None
 
-    def _replace(self, actor: Any, error: Exception) -> None:
+    def _replace(self, actor: Any, error: ray.exceptions.RayActorError) -> None:
         """Start another engine for one that is lost.
 
         Raises:
             RayActorError: `error`, where the engine could not start: it would not again; or too
                 many are lost.
         """
-        self._num_lost += 1
+        self._num_lost += not error.preempted  # where a host goes as was announced, nothing failed
         cannot_start = "creation task" in str(error)
         if cannot_start or self._num_lost > self._config.cluster.max_failures:
             raise error
