@@ -15,6 +15,7 @@ from pear_ray.config.run import RunConfig
 from pear_ray.distributed import in_process
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
 from pear_ray.distributed.failures import engine_errors
+from pear_ray.engines.importing import collector_paused
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
 from pear_ray.records import Completion
 
@@ -28,9 +29,10 @@ class EngineActor:
 
     def __init__(self, spec: EngineSpec, num_threads: int) -> None:
         self._name = Path(spec.model).name  # first: Ray asks for it when what follows fails
-        import torch  # noqa: PLC0415 - the driver that names this class needs no torch
+        with collector_paused():
+            import torch  # noqa: PLC0415 - the driver that names this class needs no torch
 
-        from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
+            from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
 
         torch.set_num_threads(num_threads)
         self._engine = VllmEngine(spec, takes_weights=True)
