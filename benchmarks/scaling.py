@@ -217,6 +217,7 @@ def memory(shape: ModelShape, num_gpus: int) -> list[Phase]:
     sizes = {"cluster.num_trainers": num_gpus, "cluster.num_samplers": num_gpus}
     sizes |= {"rl.prompts_per_step": 512, "sft.global_batch_size": 512}
     sizes |= {"rl.tensor_parallel_size": SAMPLING_SPAN, "score.tensor_parallel_size": SCORING_SPAN}
+    sizes |= {"rl.activation_checkpointing": "true"}
     config = load_run(
         ROOT / "jobs" / "runs" / "paper_math.yaml",
         [f"{key}={value}" for key, value in sizes.items()],

@@ -17,6 +17,7 @@ from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import MODEL, Resumable, commit, export, restore
 from pear_ray.distributed.watchdog import Watchdog
+from pear_ray.engines.backends import prepared
 from pear_ray.engines.batches import (
     Row,
     TokenBatch,
@@ -64,14 +65,9 @@ class RolloutTrainer(abc.ABC):
         self.config, self.chat, self.device = run.rl, chat, device
         policy = load_policy(job.model)
         check_reload(policy, job.model, dtype=run.models.dtype)
-        if self.config.lora is not None:
-            # An extra that an install need not have, and seconds to import.
-            from pear_ray.engines.lora import adapt  # noqa: PLC0415
-
-            adapt(policy, self.config.lora, base=job.model, seed=run.seed)
-        if run.rl.compile:
-            compile_layers(policy, device=run.cluster.device)
-        policy = shard(policy, device=run.cluster.device, dtype=run.models.dtype)
+        where = run.cluster.device
+        policy = prepared(policy, self.config, base=job.model, device=where, seed=run.seed)
+        policy = shard(policy, device=where, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         updates = self.config.num_steps * self.config.updates_per_batch
         self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=updates)
@@ -201,7 +197,8 @@ class RolloutTrainer(abc.ABC):
         temperature = self.config.temperature
         if self.reference is not None:
             return self.reference(batch, temperature=temperature)
-        from pear_ray.engines.lora import left_out  # noqa: PLC0415 - as for `adapt`
+        # An extra that an install need not have, and seconds to import.
+        from pear_ray.engines.lora import left_out  # noqa: PLC0415
 
         with left_out(self.trainer.module):
             return self.trainer.policy(batch, temperature=temperature)

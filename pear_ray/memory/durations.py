@@ -3,7 +3,8 @@
 An estimate: it knows neither how long rows are (the workload says) nor how full a GPU is kept (the
 pace assumes). FLOPs of a pass over given tokens are 2 N per token and, for attention, 4 x layers x
 width of the queries x length per token, as if it were not causal; a training step takes three such
-passes (6 N), with activation checkpointing four (8 N).
+passes (6 N), with activation checkpointing four (8 N), and RL another for the log-probs of a
+reference, and of the policy before a batch's updates, where it wants them.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.evaluate import suites_of
+from pear_ray.config.rl import RlConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import needs_initial_policy, needs_step_weights
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
@@ -172,7 +174,7 @@ def _rl(
         pace,
         share=pace.training_share,
         over=ranks,
-        forwards=FORWARDS_PER_STEP,
+        forwards=_rl_forwards(rl),
     )
     copied = 2 * DTYPE_BYTES[config.models.dtype] * shape.num_parameters  # read, and written
     sync = Part(
@@ -185,6 +187,13 @@ def _rl(
         mine = sequences / ranks
         parts.append(_besides(shape, rl.num_steps, mine, rl.microbatch_tokens, workload))
     return parts
+
+
+def _rl_forwards(rl: RlConfig) -> int:
+    """Passes over a trained row: those of a step, and those that only give log-probs."""
+    forwards = FORWARDS_WHEN_CHECKPOINTING if rl.activation_checkpointing else FORWARDS_PER_STEP
+    in_reward = rl.kl.coefficient > 0 and rl.kl.placement == "reward"
+    return forwards + (rl.updates_per_batch > 1 or in_reward) + rl.kl.is_wanted
 
 
 def _passes(

@@ -1,6 +1,6 @@
 """A run's phases: who is on a device at the same time, and what it has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,7 @@ from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
-from pear_ray.memory.activations import (
-    FLOAT32_BYTES,
-    LARGE_BLOCK_BYTES,
-    largest_microbatch,
-    small_block_bytes,
-)
+from pear_ray.memory.activations import FLOAT32_BYTES, largest_microbatch
 from pear_ray.memory.engine import (
     EnginePlan,
     engine_reload,
@@ -24,11 +19,12 @@ from pear_ray.memory.engine import (
     engine_scoring,
     engine_shortage,
 )
-from pear_ray.memory.items import GIB, Item, Moment, Phase, beside, moment
+from pear_ray.memory.items import Item, Moment, Phase, beside, moment
 from pear_ray.memory.model_shape import ModelShape, read_shape
+from pear_ray.memory.slack import engine_slack, trainer_slack
 from pear_ray.memory.spread import spread_of
 from pear_ray.memory.trainer_plan import TrainerPlan
-from pear_ray.memory.training import trainer_moments, trainer_state
+from pear_ray.memory.training import loaded_whole, trainer_moments, trainer_state
 from pear_ray.memory.turns import colocated_moments, gathered_for_sync
 
 MIB = 2**20
@@ -36,12 +32,6 @@ MIB = 2**20
 PROCESS_BYTES = {"sft": 520 * MIB, "deepspeed": 600 * MIB, "engine": 640 * MIB, "rl": 740 * MIB}
 VERIFIER_BYTES = 140 * MIB
 DRIVER_AND_RAY_BYTES = 1400 * MIB
-# Shares by which measured peaks on CPU were above the plan (benchmarks/results/plan.json), rounded
-# up: of an engine without its KV cache; of a trainer's tensors of less than 32 MiB, which glibc's
-# heap holds, with gaps; of its larger ones. Parameters and moments stay where they are.
-ENGINE_SLACK = 0.2
-HEAP_SLACK = 0.85
-LARGE_BLOCK_SLACK = 0.1
 PADDED_NOTE = (
     "the policy's rows are padded while it trains, and the masks of that are not counted: in each "
     "layer a row of the longest row's length in numbers for each token"
@@ -215,7 +205,7 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         moments=beside(trainer_moments(trainer), _process(config, kind)),
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         slack_bytes=trainer_slack(trainer),
-        on_host=spread_of(trainer).kept_on_host,
+        on_host=_on_host(trainer),
         notes=notes,
     )
 
@@ -237,7 +227,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
         ),
         device=config.cluster.device,
         dtype=config.models.dtype,
-        checkpointing=checkpointing,
+        checkpointing=checkpointing or config.rl.activation_checkpointing,
         lora=config.rl.lora,
     )
     verifiers = _verifiers(config, "rl", config.rl.rewards)
@@ -279,9 +269,15 @@ def _colocated(
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         shortage=engine_shortage(engine),
         slack_bytes=trainer_slack(trainer) + engine_slack(engine, alone),
-        on_host=spread_of(trainer).kept_on_host,
+        on_host=_on_host(trainer),
         notes=notes,
     )
+
+
+def _on_host(trainer: TrainerPlan) -> tuple[Item, ...]:
+    """What a rank on a GPU has in the host's memory, at one time or another."""
+    loaded = [loaded_whole(trainer)] if trainer.device == "cuda" else []
+    return (*spread_of(trainer).kept_on_host, *loaded)
 
 
 def _engine(
@@ -336,31 +332,6 @@ def _available(
     if config.cluster.device == "cuda" or config.cluster.address is not None:
         return None
     return max(0, memory.host_bytes - DRIVER_AND_RAY_BYTES - beside_them) // num_workers
-
-
-def engine_slack(engine: EnginePlan, moments: Sequence[Moment]) -> int:
-    """Bytes by which an engine with such moments may be above its plan, on CPU."""
-    if engine.device != "cpu":
-        return 0
-    most = max(each.num_bytes for each in moments)
-    return int(ENGINE_SLACK * (most - engine.kv_cache_gib * GIB))
-
-
-def trainer_slack(trainer: TrainerPlan) -> int:
-    """Bytes by which a trainer may be above its plan, on CPU."""
-    if trainer.device != "cpu":
-        return 0
-    shape, batch = trainer.shape, trainer.batch
-    most = max(each.num_bytes for each in trainer_moments(trainer))
-    stays = sum(item.num_bytes for item in trainer_state(trainer, gradients=False))
-    changing = max(0, most - stays)
-    small = small_block_bytes(shape, batch, bytes_each=trainer.bytes_each)
-    # Gradients come in one block per layer.
-    in_layer = FLOAT32_BYTES * trainer.layer_trained
-    if in_layer < LARGE_BLOCK_BYTES:
-        small += in_layer * shape.num_layers // trainer.num_trainers
-    small = min(small, changing)
-    return int(HEAP_SLACK * small + LARGE_BLOCK_SLACK * (changing - small))
 
 
 def _num_candidates(config: RunConfig) -> int:

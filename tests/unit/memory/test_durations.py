@@ -71,6 +71,19 @@ def test_training_is_three_passes_and_four_with_checkpointing(toy: ModelShape) -
     assert again["training"] == pytest.approx(plain["training"] * 4 / 3)
 
 
+def test_rl_has_the_passes_that_its_loss_wants(toy: ModelShape) -> None:
+    plain = seconds(toy)["rl"]["training"]
+    passes = {
+        "rl.activation_checkpointing=true": 4,
+        "rl.updates_per_batch=2": 4,
+        "rl.kl={measure: true}": 4,
+        "rl.kl={coefficient: 0.1, estimator: k1, placement: reward}": 5,
+    }
+    for override, number in passes.items():
+        found = seconds(toy, override)["rl"]["training"]
+        assert found == pytest.approx(plain * number / 3), override
+
+
 def test_each_microbatch_takes_time_beside_computing(toy: ModelShape) -> None:
     """16 prompts x 8 rows of 20 tokens: two full microbatches and half a one, of 1,024 tokens."""
     steps = "rl.num_steps=3"

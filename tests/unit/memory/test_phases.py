@@ -144,6 +144,28 @@ def test_checkpointing_takes_less() -> None:
     assert with_it["score"] == without["score"]
 
 
+def test_each_stage_says_for_itself_whether_it_checkpoints() -> None:
+    on_cuda = "cluster.device=cuda"
+    plain, all_of_it = phases(run(on_cuda)), phases(run(on_cuda), checkpointing=True)
+    for name, other in (("sft", "rl"), ("rl", "sft")):
+        found = phases(run(on_cuda, f"{name}.activation_checkpointing=true"))
+        assert found[name] == all_of_it[name]
+        assert found[other] == plain[other]
+
+
+def test_a_gpu_takes_a_model_unit_by_unit_and_its_host_all_of_it() -> None:
+    on_cuda = phases(run("cluster.device=cuda"))["rl"]
+    [loading] = [each for each in on_cuda.moments if each.name == "loading and sharding"]
+    outside = 596_049_920 - 28 * 15_730_944
+    assert loading.num_bytes == 4 * outside + 4 * 596_049_920 // 2
+    [whole] = [item for item in on_cuda.on_host if "while it is loaded" in item.name]
+    assert whole.num_bytes == 4 * 596_049_920
+    ddp = phases(run("cluster.device=cuda", "sft.backend.kind=ddp"))["sft"]
+    [loading] = [each for each in ddp.moments if each.name == "loading and sharding"]
+    assert loading.num_bytes >= 4 * 596_049_920
+    assert phases(run())["rl"].on_host == ()  # where there is no other memory
+
+
 def test_slack_is_of_what_is_made_anew_in_every_step() -> None:
     def slack_and_changing(tokens: int) -> tuple[int, int]:
         row = (f"models.max_model_len={tokens}", f"sft.microbatch_tokens={tokens}")
@@ -343,7 +365,8 @@ def test_a_backend_of_ones_own_is_planned_as_itself() -> None:
 def test_what_offloading_puts_on_the_host() -> None:
     on_cuda = ("cluster.device=cuda", "sft.backend.kind=fsdp", "sft.backend.cpu_offload=true")
     found = phases(run(*on_cuda), device=80 * GIB)["sft"]
-    assert sum(item.num_bytes for item in found.on_host) == 16 * QWEN3.num_parameters // 2
+    kept = [item for item in found.on_host if "while it is loaded" not in item.name]
+    assert sum(item.num_bytes for item in kept) == 16 * QWEN3.num_parameters // 2
     assert not {"parameters", "AdamW's moments"} & names(found.peak)
 
 
