@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from pear_ray.algorithms import weight_health
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.colocation import optimizer_rests_on
 from pear_ray.distributed.draining import Wishes
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
@@ -70,7 +71,12 @@ class RolloutTrainer(abc.ABC):
         policy = shard(policy, device=where, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         updates = self.config.num_steps * self.config.updates_per_batch
-        self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=updates)
+        self.trainer = NativeTrainer(
+            policy,
+            self.config.optimizer,
+            num_steps=updates,
+            state_rests_on=optimizer_rests_on(self.config.colocation, device),
+        )
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
@@ -92,11 +98,16 @@ class RolloutTrainer(abc.ABC):
                 return
             self.wishes.end_step(is_last=last)
         self.watchdog.enter("export")
+        self.before_export()
         export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     @abc.abstractmethod
     def begin(self) -> None:
         """What is done before the first step, or after a restart."""
+
+    @abc.abstractmethod
+    def before_export(self) -> None:
+        """Give the trainer its device back, if something else has it."""
 
     @abc.abstractmethod
     def step(self, step: int) -> dict[str, float]:

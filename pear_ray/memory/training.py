@@ -143,9 +143,9 @@ def _layer_backward(plan: TrainerPlan) -> Moment:
 
 
 def _optimizer_step(plan: TrainerPlan) -> Moment:
-    """AdamW's temporaries: two of the largest tensor on CPU, one of every tensor on CUDA."""
+    """AdamW's temporaries: two of the largest tensor, or one of every tensor on CUDA."""
     spread = spread_of(plan)
-    copies = 1 if plan.device == "cuda" else 2
+    copies = 1 if plan.device == "cuda" and not plan.moments_on_host else 2
     numbers = spread.update_parameters
     update = Item(
         name="temporaries of the update",
@@ -156,7 +156,8 @@ def _optimizer_step(plan: TrainerPlan) -> Moment:
     )
     # ZeRO sums up gradients in its own order, and hands them to AdamW as one tensor.
     flat = [item for item in spread.reducing if "partition" in item.name]
-    return moment("the optimizer step", trainer_state(plan, gradients=True), flat, [update])
+    held = [*trainer_state(plan, gradients=True), *spread.for_update]
+    return moment("the optimizer step", held, flat, [update])
 
 
 def _export(plan: TrainerPlan) -> Moment:
