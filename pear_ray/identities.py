@@ -78,6 +78,9 @@ def _without_newer_keys(config: RunConfig) -> dict[str, Any]:
         del tree["evaluate"]["checkpoints"]
     if tree["sft"]["weights"].get("control") == "none":
         del tree["sft"]["weights"]["control"]
+    for section in ("corpus", "evaluate"):
+        if tree[section].get("tensor_parallel_size") == 1:
+            del tree[section]["tensor_parallel_size"]
     tree["corpus"].pop("seed", None)  # who samples with which seed is told apart by the seed itself
     return tree
 

@@ -15,6 +15,7 @@ from pear_ray.config.evaluate import suites_of
 from pear_ray.config.lora import LoraConfig
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
+from pear_ray.config.spans import SPAN_SETTINGS, engine_span
 from pear_ray.corpus.parts import find_parts
 from pear_ray.engines.model_files import (
     check_prompt_ids,
@@ -54,8 +55,8 @@ def check_models(config: RunConfig) -> Models:
             longer sequences than the policy was made for.
         ConfigError: The backend or LoRA is not installed, the policy has no layers of the names in
             `sft.lora` or `rl.lora`, `score.top_k` is more than a behavior model's vocabulary, or
-            `score.tensor_parallel_size` does not divide a scored model's attention heads, or
-            `rl.tensor_parallel_size` the policy's.
+            a `tensor_parallel_size` does not divide the attention heads of a model that the stage
+            has engines on.
     """
     _check_installed(config)
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
@@ -116,14 +117,18 @@ def _named(behavior: dict[str, Path]) -> dict[str, Path]:
 
 def _check_split(config: RunConfig, models: dict[str, Path]) -> None:
     """See that every model splits over the devices that its engines are asked to have."""
-    sizes = dict.fromkeys(models, ("score", config.score.tensor_parallel_size))
-    asked = [*sizes.items(), ("models.policy", ("rl", config.rl.tensor_parallel_size))]
-    for name, (stage, devices) in asked:
-        heads = num_attention_heads(models[name])
+    behavior = [name for name in models if name != "models.policy"]
+    asked = [
+        *((name, "score") for name in models),
+        *((name, "collect") for name in behavior),
+        *(("models.policy", stage) for stage in ("rl", "evaluate")),
+    ]
+    for name, stage in asked:
+        heads, devices = num_attention_heads(models[name]), engine_span(config, stage)
         if heads is not None and heads % devices:
             raise ConfigError(
-                f"{stage}.tensor_parallel_size={devices} does not divide the {heads} attention "
-                f"heads of {name}: {models[name]}; use a divisor of {heads}"
+                f"{SPAN_SETTINGS[stage]}={devices} does not divide the {heads} attention heads of "
+                f"{name}: {models[name]}; use a divisor of {heads}"
             )
 
 

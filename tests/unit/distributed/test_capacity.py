@@ -41,6 +41,20 @@ def test_the_largest_stage_decides() -> None:
     assert demand(config.model_copy(update={"score": split})) == {"CPU": 4.0, "GPU": 8.0}
 
 
+@pytest.mark.parametrize("section", ["corpus", "evaluate"])
+def test_engines_over_more_devices_than_there_are(section: str) -> None:
+    tree = run_config(num_samplers=2, device="cuda").model_dump(mode="json")
+    if section == "corpus":
+        tree["corpus"] = {"kind": "sampled", "problems": GAMES}
+    tree[section]["tensor_parallel_size"] = 4
+    config = validate_run(tree, origin="test")
+    assert demand(config)["GPU"] == 8
+    check_capacity(config, {"CPU": 8.0, "GPU": 8.0})
+    message = rf"asked for 8 GPU, the cluster has 4: .*{section}.tensor_parallel_size=4 or cluster."
+    with pytest.raises(CapacityError, match=message):
+        check_capacity(config, {"CPU": 8.0, "GPU": 4.0})
+
+
 def test_exactly_enough_is_enough() -> None:
     check_capacity(run_config(num_samplers=2), {"CPU": 2.0})
     check_capacity(run_config(device="cuda"), {"CPU": 2.0, "GPU": 2.0, "memory": 1.0})

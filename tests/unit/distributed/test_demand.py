@@ -58,6 +58,9 @@ def test_each_stage_asks_for_its_own_places() -> None:
     assert asked["score"].settings == "cluster.min_samplers=3"
     assert stage_demand(config, "collect") is None
     assert stage_demand(config, "report") is None
+    wide = config.evaluate.model_copy(update={"tensor_parallel_size": 4})
+    asked = stage_demand(config.model_copy(update={"evaluate": wide}), "evaluate")
+    assert (asked.place, asked.count) == ({"CPU": 4.0, "GPU": 4.0}, 3)
     sampled = run_config(corpus={"kind": "sampled", "problems": GAMES}, num_samplers=5)
     assert stage_demand(sampled, "collect").count == 5
 

@@ -131,6 +131,22 @@ def test_decoding_is_bound_by_whichever_is_slower(toy: ModelShape) -> None:
     assert fast == pytest.approx(24 * (by_flops + DECODE_STEP_S))
 
 
+def test_an_engine_over_two_devices_takes_half_as_long(toy: ModelShape) -> None:
+    stages = {"collect": "corpus", "evaluate": "evaluate"}
+    one = seconds(toy)
+    two = seconds(toy, *(f"{each}.tensor_parallel_size=2" for each in stages.values()))
+    for stage in stages:
+        assert two[stage]["prompts"] == pytest.approx(one[stage]["prompts"] / 2)
+        steps = one[stage]["decoding"] / 2 - two[stage]["decoding"]
+        assert steps < 0  # a decoding step's own time stays
+    # Of RL's two ranks each has half the sequences, or both have all of them together.
+    apart, shared = (
+        seconds(toy, "cluster.num_trainers=2", f"rl.tensor_parallel_size={size}")["rl"]["prompts"]
+        for size in (1, 2)
+    )
+    assert shared == pytest.approx(apart)
+
+
 def test_a_gpu_has_no_measured_start(toy: ModelShape) -> None:
     found = seconds(toy, "cluster.device=cuda", "models.dtype=bfloat16")
     assert all("start" not in parts for parts in found.values())
