@@ -154,7 +154,7 @@ def turn(engine: Any, sender: Any, policy: Any, canary: Any) -> dict[str, float]
     """Seconds of each part of a hand-over to the engine and back, and the gap after it."""
     import torch
 
-    from pear_ray.distributed.train_group import memory_in_use
+    from pear_ray.distributed.train_worker import memory_in_use
     from pear_ray.engines import weights
 
     device = torch.device("cuda")

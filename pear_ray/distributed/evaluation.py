@@ -14,7 +14,7 @@ from pear_ray.config.evaluate import PassAtKConfig, Suite, suites_of
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.capacity import sampler_spec
 from pear_ray.distributed.in_process import close_rewards, open_engine, open_rewards
-from pear_ray.distributed.train_group import export
+from pear_ray.distributed.train_worker import export
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.trainer import Trainer
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS, Sampling

@@ -11,7 +11,7 @@ from pear_ray.distributed.rl_endings import check_endings
 from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.rl_sampling import StepBatch
 from pear_ray.distributed.rl_saving import save_rollouts
-from pear_ray.distributed.train_group import Laps
+from pear_ray.distributed.train_worker import Laps
 from pear_ray.records import RolloutGroup
 
 FOLDER = "ahead"  # within a checkpoint

@@ -18,7 +18,7 @@ from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_self_test import check_start
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import Laps, start_worker
+from pear_ray.distributed.train_worker import Laps, start_worker
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines import weights
 from pear_ray.engines.chat import ChatTokenizer

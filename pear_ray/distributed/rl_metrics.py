@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pear_ray.algorithms import mismatch
-from pear_ray.distributed.train_group import Laps
+from pear_ray.distributed.train_worker import Laps
 from pear_ray.records import FinishReason, RolloutGroup
 from pear_ray.tasks.reward_totals import deviation, reward_metrics, reward_sums
 

@@ -11,7 +11,7 @@ from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, s
 from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import Laps, start_worker
+from pear_ray.distributed.train_worker import Laps, start_worker
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.telemetry.metrics_log import MetricsLog

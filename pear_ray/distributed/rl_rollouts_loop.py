@@ -13,7 +13,8 @@ from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.rl_saving import save_rollouts
 from pear_ray.distributed.rl_training import over_ranks
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import Laps, start_worker, stop_wished
+from pear_ray.distributed.train_group import stop_wished
+from pear_ray.distributed.train_worker import Laps, start_worker
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.handover.live import check_engine
 from pear_ray.engines.vllm.engine import VllmEngine

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from pear_ray.distributed.rl_endings import check_endings
 from pear_ray.distributed.rl_rollouts import RolloutMaker
-from pear_ray.distributed.train_group import Laps
+from pear_ray.distributed.train_worker import Laps
 from pear_ray.records import RolloutGroup
 from pear_ray.tasks.reward_totals import outcomes_of
 

@@ -12,7 +12,7 @@ from pear_ray.config.rl_losses import OverlongConfig
 from pear_ray.config.sections import compute_dtype
 from pear_ray.distributed.rl_rollouts import Sampled
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
-from pear_ray.distributed.train_group import Laps
+from pear_ray.distributed.train_worker import Laps
 from pear_ray.engines.trainer import gather_over_ranks
 from pear_ray.errors import TrainingError
 from pear_ray.records import Reward, RewardStatus, Rollout, RolloutGroup

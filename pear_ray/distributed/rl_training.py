@@ -16,7 +16,8 @@ from pear_ray.distributed.draining import Wishes
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
 from pear_ray.distributed.sft_loop import TrainJob
-from pear_ray.distributed.train_group import MODEL, Resumable, commit, export, restore
+from pear_ray.distributed.train_group import MODEL
+from pear_ray.distributed.train_worker import Resumable, commit, export, restore
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.backends import prepared
 from pear_ray.engines.batches import (

@@ -39,14 +39,8 @@ from pear_ray.distributed.sft_rows import (
 )
 from pear_ray.distributed.sft_sources import Sources
 from pear_ray.distributed.sft_terms import microbatch_terms
-from pear_ray.distributed.train_group import (
-    MODEL,
-    Laps,
-    commit,
-    export,
-    restore,
-    start_worker,
-)
+from pear_ray.distributed.train_group import MODEL
+from pear_ray.distributed.train_worker import Laps, commit, export, restore, start_worker
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.backends import make_trainer
 from pear_ray.engines.batches import TokenBatch, plan_microbatches

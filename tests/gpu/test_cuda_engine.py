@@ -9,7 +9,7 @@ import torch
 from pear_ray.config.colocation import ColocationConfig
 from pear_ray.config.sections import OptimizerConfig
 from pear_ray.distributed.colocation import SharedDevice, optimizer_rests_on
-from pear_ray.distributed.train_group import memory_in_use
+from pear_ray.distributed.train_worker import memory_in_use
 from pear_ray.engines import weights
 from pear_ray.engines.hf_scorer import reference_logprobs
 from pear_ray.engines.native_trainer import NativeTrainer

@@ -16,7 +16,7 @@ def test_drift_is_the_log_ratio_of_checkpoint_and_base(
     grpo: Any, engine: Any, tmp_path: Path
 ) -> None:
     from pear_ray.distributed.ready_loop import drift
-    from pear_ray.distributed.train_group import export
+    from pear_ray.distributed.train_worker import export
 
     tree = run_config(tmp_path).model_dump(mode="json") | {"ready": {"drift_completions": 3}}
     config, base = validate_run(tree, origin="test"), embedded_path("student")

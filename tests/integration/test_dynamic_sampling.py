@@ -13,7 +13,8 @@ from training_runs import run_config
 
 from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.rl_sampling import Worth, worth_of
-from pear_ray.distributed.train_group import Laps, run_train_group
+from pear_ray.distributed.train_group import run_train_group
+from pear_ray.distributed.train_worker import Laps
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.telemetry.metrics_log import EventRecord, MetricRecord, read_metrics
 

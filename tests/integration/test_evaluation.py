@@ -13,7 +13,7 @@ from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed import evaluation, rl_loop
 from pear_ray.distributed.evaluation import evaluation_requests
 from pear_ray.distributed.sft_loop import SftWorker
-from pear_ray.distributed.train_group import export
+from pear_ray.distributed.train_worker import export
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.weights import load_checkpoint

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_runs import job, run_config
 
-from pear_ray.distributed.train_group import export
+from pear_ray.distributed.train_worker import export
 from pear_ray.engines.handover.live import check_engine
 from pear_ray.errors import HandoverError
 

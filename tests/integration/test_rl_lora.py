@@ -11,7 +11,7 @@ from training_runs import parameters_of
 from transformers import AutoModelForCausalLM
 
 from pear_ray.distributed import rl_loop
-from pear_ray.distributed.train_group import export
+from pear_ray.distributed.train_worker import export
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines import lora, weights
 from pear_ray.engines.policy import load_policy
