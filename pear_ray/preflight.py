@@ -1,6 +1,7 @@
 """What must hold before any engine starts: models, vocabulary, problems, lengths, corpus file."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from pear_ray.tasks.problem_sets import check_verifiable, evaluation_problems, m
 from pear_ray.tasks.reward_pool import RewardPool
 
 T = TypeVar("T")
+PADDED_TO = 64  # vLLM's DEFAULT_VOCAB_PADDING_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ def check_models(config: RunConfig) -> Models:
             longer sequences than the policy was made for.
         ConfigError: The backend or LoRA is not installed, the policy has no layers of the names in
             `sft.lora` or `rl.lora`, `score.top_k` is more than a behavior model's vocabulary, or
-            a `tensor_parallel_size` does not divide the attention heads of a model that the stage
-            has engines on.
+            a `tensor_parallel_size` does not divide the attention heads or the vocabulary of a
+            model that the stage has engines on.
     """
     _check_installed(config)
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
@@ -129,6 +131,14 @@ def _check_split(config: RunConfig, models: dict[str, Path]) -> None:
             raise ConfigError(
                 f"{SPAN_SETTINGS[stage]}={devices} does not divide the {heads} attention heads of "
                 f"{name}: {models[name]}; use a divisor of {heads}"
+            )
+        if devices == 1:
+            continue
+        rows = math.ceil(vocab_size(models[name]) / PADDED_TO) * PADDED_TO
+        if rows % devices:
+            raise ConfigError(
+                f"{SPAN_SETTINGS[stage]}={devices} does not divide the {rows} rows that vLLM makes "
+                f"of the vocabulary of {name}: {models[name]}; use 2, 4 or 8"
             )
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,6 @@ def _join(rank: Rank, address: str, port: int, *, device: str) -> None:
     asks which of them are linked. CUDA reads the variable once, so torch may not have asked it for
     anything before.
     """
-    from datetime import timedelta  # noqa: PLC0415
-
     import torch.distributed as dist  # noqa: PLC0415 - seconds, and the driver needs none
 
     use_rays_interface()
