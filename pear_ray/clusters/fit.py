@@ -135,6 +135,8 @@ def _fit(
         seconds = seconds and seconds * phase.num_workers / (most * per_node)
         notes.append(f"with {most * per_node} of {phase.num_workers} workers")
         num_nodes = most
+    if phase.name in TRAINING and kind.is_spot:
+        notes.append("may be taken back: costs the steps since the last checkpoint")
     if phase.verdict is Verdict.TIGHT:
         notes.append("tight")
     if phase.verdict is Verdict.UNKNOWN:
@@ -162,8 +164,9 @@ def _why_not(
     most: int,
 ) -> str | None:
     """Why a stage does not fit on a type of node, and what would; None where it does."""
-    if phase.name in TRAINING and kind.is_spot:
-        return "may be taken back: better train on nodes that are not"
+    keeps_off = config.cluster.training_nodes == "on_demand"
+    if phase.name in TRAINING and kind.is_spot and keeps_off:
+        return "may be taken back; training stays off it (cluster.training_nodes=any lets it on)"
     if config.cluster.device == "cuda" and not kind.gpus:
         return "has no GPU"
     if not per_node:

@@ -14,6 +14,7 @@ from pear_ray.clusters.kuberay import (
     cluster_of,
 )
 from pear_ray.clusters.launcher_checks import SECRET, Problem, strings
+from pear_ray.clusters.market import MARKET_LABEL, SPOT
 from pear_ray.clusters.pods import GPU_RESOURCE, PersistentVolumeClaim, PodTemplate
 
 
@@ -177,4 +178,4 @@ def _queued(
 
 def is_spot(group: WorkerGroup) -> bool:
     """Whether the group's nodes may be taken back, as Ray's label says."""
-    return group.labels.get("ray.io/market-type") == "spot"
+    return group.labels.get(MARKET_LABEL) == SPOT

@@ -19,13 +19,13 @@ from pear_ray.clusters.launcher import (
     GcpLauncher,
     OnPremLauncher,
 )
+from pear_ray.clusters.market import MARKET_LABEL, ON_DEMAND, SPOT
 from pear_ray.clusters.node_configs import GcpNodeConfig
 
 Problem = tuple[str, str]  # dotted field, what is wrong with it and what to do
 WORLD = ("0.0.0.0/0", "::/0")
 TOKEN_FILE = "auth_token"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
-MARKET_LABEL = "ray.io/market-type"
 # A value stands behind the name of something secret. `..._PATH=`, `$NAME` and three dots hold none.
 SECRET = re.compile(
     r"\b(\w*(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIALS)\w*)"
@@ -122,11 +122,14 @@ def _agrees(launcher: CloudLauncher, name: str) -> Iterator[Problem]:
             f"{path}.resources.CPU",
             f"{cpus}, and {machine} has {instance.cpus}; write 1 to {instance.cpus}",
         )
-    market = "spot" if kind.node_config.is_spot else "on-demand"
-    if kind.labels.get(MARKET_LABEL, market) != market:
+    market = SPOT if kind.node_config.is_spot else ON_DEMAND
+    # Without a label a spot node would be one to train on.
+    label = kind.labels.get(MARKET_LABEL, ON_DEMAND)
+    if label != market:
+        said = repr(label) if MARKET_LABEL in kind.labels else "missing"
         yield (
             f"{path}.labels.{MARKET_LABEL}",
-            f"{kind.labels[MARKET_LABEL]!r}, and node_config makes it {market}; write {market}",
+            f"{said}, and node_config makes it {market}; write {market}",
         )
 
 

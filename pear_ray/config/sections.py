@@ -41,8 +41,8 @@ class ClusterConfig(Section):
     """The Ray cluster and what each worker takes of it."""
 
     address: str | None = None
-    """Address of a running cluster (`auto` for the one this process is on); none starts a local
-    one."""
+    """`HOST:PORT` of a running cluster's head (`auto` on a node of it). None: that of RAY_ADDRESS,
+    or a Ray that ends with the run. A submitted job stays on the cluster it was sent to."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What engines and trainers compute on."""
     num_trainers: Annotated[int, Field(gt=0)] = 2
@@ -56,6 +56,10 @@ class ClusterConfig(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs each trainer or engine actor asks Ray for; also its number of compute threads, at least
     one."""
+    training_nodes: Literal["on_demand", "any"] = "on_demand"
+    """Where `sft`, `ready` and `rl` run. `on_demand`: not on nodes that are labelled
+    `ray.io/market-type: spot` and may be taken back; a node without the label will do. Collecting,
+    scoring and evaluating run anywhere."""
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Share of a GPU's memory that a vLLM engine may take (CUDA only)."""
     enforce_eager: bool = False

@@ -9,11 +9,12 @@ from typing import Any
 import psutil
 import ray
 import yaml
+from ray._private.state import available_resources_per_node
 from ray._raylet import GcsClient
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pear_ray.distributed.demand import Demand, NodeType
+from pear_ray.distributed.demand import Demand, Node, NodeType
 
 LOOK_TIMEOUT_S = 30.0
 HEAD = "node:__internal_head__"  # a resource that Ray gives the head
@@ -48,9 +49,18 @@ class Outlook:
     infeasible: Sequence[str]
 
 
-def alive_nodes() -> list[dict[str, float]]:
-    """The resources of each node that is there."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def alive_nodes() -> list[Node]:
+    """The nodes that are there."""
+    free = available_resources_per_node()
+    return [
+        Node(
+            resources=node["Resources"],
+            free=free.get(node["NodeID"], {}),
+            labels=node.get("Labels") or {},
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def outlook() -> Outlook:
@@ -84,10 +94,14 @@ def starting_words(demand: Demand, now: Outlook, types: Sequence[NodeType] | Non
     """How much of the demand's device is on its way: `1`, or where that is not known, the nodes."""
     if not now.starting:
         return ""
-    known = {each.name: each.resources for each in types or ()}
+    known = {each.name: each for each in types or ()}
     if set(now.starting) <= set(known):
-        coming = sum(known[name].get(demand.device, 0.0) * n for name, n in now.starting.items())
-        return f"{coming:g}"
+        coming = sum(
+            known[name].resources.get(demand.device, 0.0) * n
+            for name, n in now.starting.items()
+            if demand.takes(known[name])
+        )
+        return f"{coming:g}" if coming else ""
     nodes = (f"{n} node{'s' if n != 1 else ''} of {name}" for name, n in now.starting.items())
     return ", ".join(nodes)
 
@@ -118,6 +132,7 @@ def autoscaler_of(settings: Mapping[str, Any]) -> Autoscaler | None:
             name=name,
             resources=each.get("resources") or {},
             max_nodes=each.get("max_workers", settings.get("max_workers", 0)),
+            labels=each.get("labels") or {},
         )
         for name, each in (settings.get("available_node_types") or {}).items()
         if name != head

@@ -83,12 +83,14 @@ class CallPool:
         num_gpus: float = 0.0,
         environment: Mapping[str, str],
         host_of: str | None,
+        selector: Mapping[str, str],
     ) -> None:
         self._num_workers = num_workers
         self._options = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "runtime_env": {"env_vars": dict(environment)},
+            "label_selector": dict(selector),
         }
         self._host_of = host_of
         self._idle: list[Any] = []

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed.addresses import use_rays_interface
 from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.engines.importing import collector_paused
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
 from pear_ray.records import Completion
 
@@ -50,9 +51,10 @@ class EngineActor:
         self._rank = rank
         if rank is not None and meeting is not None:
             _join(rank, *meeting, device=spec.device)
-        import torch  # noqa: PLC0415 - the driver that names this class needs no torch
+        with collector_paused():
+            import torch  # noqa: PLC0415 - the driver that names this class needs no torch
 
-        from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
+            from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
 
         torch.set_num_threads(num_threads)
         self._engine = VllmEngine(spec, takes_weights=True)

@@ -247,7 +247,7 @@ class SamplerPool:
             if not call.refs:
                 return call
 
-    def _lose(self, call: _Call, error: Exception) -> None:
+    def _lose(self, call: _Call, error: ray.exceptions.RayActorError) -> None:
         """Start another engine for that of `call`, which is lost.
 
         Raises:
@@ -257,7 +257,7 @@ class SamplerPool:
         for ref in call.refs:
             del self._under_way[ref]
         call.is_lost = True
-        self._num_lost += 1
+        self._num_lost += not error.preempted  # where a host goes as was announced, nothing failed
         cannot_start = "creation task" in str(error)
         if cannot_start or self._num_lost > self._config.cluster.max_failures:
             raise error
@@ -270,7 +270,9 @@ class SamplerPool:
         return max(1, min(PROMPTS_PER_CALL, share))
 
 
-def _loss_behind(error: ray.exceptions.RayTaskError, others: list[Any]) -> Exception:
+def _loss_behind(
+    error: ray.exceptions.RayTaskError, others: list[Any]
+) -> ray.exceptions.RayActorError:
     """What the other actors of an engine say when one raises `error`: that one of them is gone.
 
     Raises:

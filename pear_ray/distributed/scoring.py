@@ -30,6 +30,7 @@ from pear_ray.distributed.capacity import (
 from pear_ray.distributed.failures import engine_errors, quiet_ray_data
 from pear_ray.distributed.in_process import is_host, kept
 from pear_ray.engines.backing_off import BackingOff
+from pear_ray.engines.importing import collector_paused
 from pear_ray.engines.model_files import resolve_behavior, resolve_model
 from pear_ray.engines.scored_ids import OwnIds, ids_to_score
 from pear_ray.errors import EngineError
@@ -64,9 +65,10 @@ class BehaviorScorer:
     """One engine on one source's behavior model, as an actor of a Ray Data pool."""
 
     def __init__(self, job: ScoringJob, source: str) -> None:
-        import torch  # noqa: PLC0415 - the driver that names this class needs no torch
+        with collector_paused():
+            import torch  # noqa: PLC0415 - the driver that names this class needs no torch
 
-        from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
+            from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
 
         config = job.config
         torch.set_num_threads(num_threads(config.cluster))

@@ -1,15 +1,15 @@
 """The run's connection to Ray: a cluster that is there or a local one."""
 
 import contextlib
-import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
 
 from pear_ray.config.sections import ClusterConfig
-from pear_ray.errors import PearRayError
+from pear_ray.connection import connect
+
+WITH_URL = "`pear submit RUN.yaml --address URL`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +25,12 @@ def ray_session(cluster: ClusterConfig) -> Iterator[Session]:
     """Connect to `cluster.address`, or start a local Ray that ends with this process.
 
     Raises:
-        PearRayError: No cluster answers at the address.
+        ConfigError, PearRayError: No cluster answers at the address.
     """
     if ray.is_initialized():  # a test's or a notebook's own session is left running
         yield _describe()
         return
-    # "local": without it Ray would join any cluster that was started on this machine.
-    options = (
-        {"address": cluster.address}
-        if cluster.address
-        else {"address": "local", "include_dashboard": True}
-    )
-    # Inside a submitted job Ray knows the address itself, and options given twice are an error.
-    if "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ:
-        options = {}
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PearRayError(
-            f"no Ray cluster at cluster.address={cluster.address!r} ({error}); start one with "
-            "`ray start --head`, check RAY_AUTH_MODE and the token, or leave the address out"
-        ) from error
+    connect(cluster.address, setting="cluster.address", with_url=WITH_URL)
     try:
         yield _describe()
     finally:

@@ -27,6 +27,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
     PlacementGroupHandle,
 )
 
+from pear_ray.clusters.market import training_selector
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed import in_process
 from pear_ray.distributed.addresses import MeetingConfig
@@ -131,6 +132,7 @@ def _trainer(
             num_workers=cluster.num_trainers,
             use_gpu=cluster.device == "cuda",
             resources_per_worker=worker_resources(cluster),
+            label_selector=training_selector(cluster) or None,
         ),
         # CPU tensors (metrics, counts) are reduced on every device; only parameters are on the GPU.
         torch_config=MeetingConfig(

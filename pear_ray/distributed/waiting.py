@@ -11,6 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.autoscaler import (
+    HEAD,
     Autoscaler,
     alive_nodes,
     find_autoscaler,
@@ -20,8 +21,10 @@ from pear_ray.distributed.autoscaler import (
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.distributed.demand import (
     Demand,
+    Node,
     NodeType,
     amounts,
+    any_node_words,
     fits,
     infeasible_words,
     most_places,
@@ -55,30 +58,71 @@ def require_feasible(config: RunConfig, stages: Sequence[str]) -> None:
     short = {stage: each for stage, each in demands.items() if not fits(each, nodes)}
     if not short:
         return
-    autoscaler = find_autoscaler()
-    if autoscaler is not None:
+    growth = _Growth()
+    if growth.look() is not None:
         for stage, demand in short.items():
-            _check_types(demand, stage, autoscaler)
+            growth.check(demand, stage)
     elif not config.cluster.wait_for_devices_s:
         check_capacity(config, ray.cluster_resources())
         stage, demand = next(iter(short.items()))
-        raise CapacityError(_no_room(demand, stage))
+        raise CapacityError(_no_room(demand, stage, nodes))
 
 
-def _check_types(demand: Demand, stage: str, autoscaler: Autoscaler) -> None:
-    if autoscaler.types is None:
-        return
-    heads = [node for node in alive_nodes() if "node:__internal_head__" in node]
-    found = most_places(demand, heads, autoscaler.types, max_nodes=autoscaler.max_nodes)
-    if found < demand.count:
-        raise CapacityError(infeasible_words(demand, stage, autoscaler.types, found=found))
+class _Growth:
+    """What the cluster can become. A look takes seconds, so there is one, when it is asked for.
+
+    Attributes:
+        types: The node types that can be started, as far as that is known by now.
+    """
+
+    def __init__(self) -> None:
+        self._looked = False
+        self._autoscaler: Autoscaler | None = None
+        self.types: Sequence[NodeType] | None = None
+
+    def look(self) -> Autoscaler | None:
+        """The cluster's autoscaler, if it has one."""
+        if not self._looked:
+            self._autoscaler, self._looked = find_autoscaler(), True
+            self.types = None if self._autoscaler is None else self._autoscaler.types
+        return self._autoscaler
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether nodes can be started, and nobody says which."""
+        return self._autoscaler is not None and self.types is None
+
+    def check(self, demand: Demand, stage: str) -> None:
+        """See that it can offer what `stage` asks for, where it says what it can start.
+
+        Raises:
+            CapacityError: It cannot.
+        """
+        autoscaler = self.look()
+        if autoscaler is None or autoscaler.types is None:
+            return
+        heads = [node for node in alive_nodes() if HEAD in node.resources]
+        found = most_places(demand, heads, autoscaler.types, max_nodes=autoscaler.max_nodes)
+        if found < demand.count:
+            raise CapacityError(infeasible_words(demand, stage, autoscaler.types, found=found))
+
+    def words(self, demand: Demand, nodes: Sequence[Node]) -> str:
+        """What is waited for, and what comes."""
+        now = outlook()
+        return waiting_words(
+            demand,
+            nodes,
+            self.types or (),
+            starting=starting_words(demand, now, self.types),
+            failed=now.failed,
+        )
 
 
-def _no_room(demand: Demand, stage: str) -> str:
-    words = waiting_words(demand, alive_nodes(), free=0.0)
+def _no_room(demand: Demand, stage: str, nodes: Sequence[Node]) -> str:
     return (
-        f"{stage}: no devices after {words}; lower {demand.settings}, give the cluster more nodes, "
-        "or let the run wait for them with cluster.wait_for_devices_s"
+        f"{stage}: no devices after {waiting_words(demand, nodes)}; lower {demand.settings}, give "
+        "the cluster more nodes, or let the run wait for them with cluster.wait_for_devices_s"
+        f"{any_node_words(demand, nodes)}"
     )
 
 
@@ -97,8 +141,9 @@ def devices_for(config: RunConfig, stage: str, *, say: Say) -> Iterator[None]:
     if demand is None:
         yield
         return
-    _Wait(config, stage, demand, say).until_there()
-    with _looked_after(demand, say):
+    growth = _Growth()
+    _Wait(config, stage, demand, growth, say).until_there()
+    with _looked_after(demand, growth, say):
         yield
 
 
@@ -111,16 +156,21 @@ class _Wait:
     and each job on a cluster overwrites what the others asked for.
     """
 
-    def __init__(self, config: RunConfig, stage: str, demand: Demand, say: Say) -> None:
+    def __init__(
+        self, config: RunConfig, stage: str, demand: Demand, growth: _Growth, say: Say
+    ) -> None:
         self._config, self._stage, self._demand = config, stage, demand
+        self._growth = growth
         self._said = _Said(say)
         self._verdicts = 0
-        self._autoscaler: Autoscaler | None = None
-        self._looked = False
 
     def until_there(self) -> None:
         demand = self._demand
-        group = placement_group([dict(demand.place) for _ in range(demand.count)], strategy="PACK")
+        group = placement_group(
+            [dict(demand.place) for _ in range(demand.count)],
+            strategy="PACK",
+            bundle_label_selector=[dict(demand.selector)] * demand.count,
+        )
         began, short_since = time.monotonic(), None
         try:
             with gracefully(lambda: None):  # Ray waits in C, where an exception would be lost
@@ -144,11 +194,11 @@ class _Wait:
 
     def _look(self, group: PlacementGroup, short_since: float | None) -> None:
         """Say what is waited for; end it where that is hopeless."""
-        self._say()  # first: a look at the autoscaler's settings takes seconds
-        if short_since is not None and not self._looked:
-            self._autoscaler, self._looked = find_autoscaler(), True
-            if self._autoscaler is not None:
-                _check_types(self._demand, self._stage, self._autoscaler)
+        nodes = alive_nodes()
+        words = self._growth.words(self._demand, nodes)
+        self._said.say(words)  # before a look, which takes seconds
+        if short_since is not None:
+            self._growth.check(self._demand, self._stage)
         limit_s = self._config.cluster.wait_for_devices_s
         # Without a limit a run that has begun waits for a lost node to be replaced by whomever: it
         # had its devices, or `require_feasible` would not have let it begin.
@@ -157,41 +207,29 @@ class _Wait:
             and short_since is not None
             and time.monotonic() - short_since >= limit_s
         ):
-            raise CapacityError(_no_room(self._demand, self._stage))
-        if self._autoscaler is None or self._autoscaler.types is not None:
+            raise CapacityError(_no_room(self._demand, self._stage, nodes))
+        if not self._growth.is_dark:
             return
         unfit = group.id.hex() in outlook().infeasible
         self._verdicts = self._verdicts + 1 if unfit else 0
         if self._verdicts >= VERDICTS:
             raise CapacityError(_never(self._demand, self._stage))
 
-    def _say(self) -> None:
-        now = outlook()
-        types = None if self._autoscaler is None else self._autoscaler.types
-        self._said.say(
-            waiting_words(
-                self._demand,
-                alive_nodes(),
-                free=ray.available_resources().get(self._demand.device, 0.0),
-                starting=starting_words(self._demand, now, types),
-                failed=now.failed,
-            )
-        )
-
 
 def _never(demand: Demand, stage: str) -> str:
+    spot = ", not on spot nodes (cluster.training_nodes)" if demand.selector else ""
     return (
         f"{stage} asks for {demand.count} x ({amounts(demand.place)}), and the autoscaler says "
         f"that no node type of its cluster can offer it; lower {demand.settings}, or see the "
-        "cluster's file for what it may start"
+        f"cluster's file for what it may start{spot}"
     )
 
 
 @contextlib.contextmanager
-def _looked_after(demand: Demand, say: Say) -> Iterator[None]:
+def _looked_after(demand: Demand, growth: _Growth, say: Say) -> Iterator[None]:
     """Within this, a thread says when the cluster has lost devices that the stage waits for."""
     over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(demand, _Said(say), over), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(demand, growth, _Said(say), over), daemon=True)
     watcher.start()
     try:
         yield
@@ -200,10 +238,8 @@ def _looked_after(demand: Demand, say: Say) -> Iterator[None]:
         watcher.join()
 
 
-def _watch(demand: Demand, said: "_Said", over: threading.Event) -> None:
+def _watch(demand: Demand, growth: _Growth, said: "_Said", over: threading.Event) -> None:
     short_since: float | None = None
-    types: Sequence[NodeType] | None = None
-    looked = False
     while not over.wait(LOOK_S):
         try:
             nodes = alive_nodes()
@@ -214,13 +250,8 @@ def _watch(demand: Demand, said: "_Said", over: threading.Event) -> None:
             short_since = short_since or time.monotonic()
             if time.monotonic() - short_since < LOST_FOR_S:
                 continue
-            free = ray.available_resources().get(demand.device, 0.0)
-            now = outlook()
-            if now.starting and not looked:
-                autoscaler, looked = find_autoscaler(), True
-                types = None if autoscaler is None else autoscaler.types
-            starting = starting_words(demand, now, types)
-            said.say(waiting_words(demand, nodes, free=free, starting=starting, failed=now.failed))
+            said.say(growth.words(demand, nodes))
+            growth.look()
         except (ray.exceptions.RayError, RuntimeError) as error:  # words never fail a run
             _logger.debug("cannot look at the cluster: %s", error)
 

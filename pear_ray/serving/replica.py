@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from pear_ray.engines.importing import collector_paused
 from pear_ray.engines.vllm.spec import ServerSpec
 
 
@@ -11,7 +12,8 @@ class ModelReplica:
 
     async def __init__(self, spec: ServerSpec) -> None:
         # Imported here: this module is also read by the controller, which needs no vLLM.
-        from pear_ray.engines.vllm import openai_server  # noqa: PLC0415
+        with collector_paused():
+            from pear_ray.engines.vllm import openai_server  # noqa: PLC0415
 
         self._server = await openai_server.start(spec)
 

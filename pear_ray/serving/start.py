@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import os
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,20 +10,14 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client as serve_client
 
-from pear_ray.errors import (
-    CapacityError,
-    ConfigError,
-    EngineError,
-    InputError,
-    PearRayError,
-    StopRequested,
-)
+from pear_ray.connection import connect
+from pear_ray.errors import CapacityError, EngineError, InputError, StopRequested
 from pear_ray.serving.app import build
 from pear_ray.serving.order import ServeOrder, check_devices, free_port
 from pear_ray.serving.settings import APP_NAME, ServeSettings
 from pear_ray.stopping import stop_on_sigterm
 
-REACH_S = 5.0  # to find out whether anything listens at a cluster's address
+WITH_URL = "write serve.yaml with --address auto --dry-run and `serve deploy serve.yaml -a URL`"
 # A line per request costs time, and shows who asked when.
 LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 
@@ -34,7 +26,7 @@ def run_serve(settings: ServeSettings, order: ServeOrder) -> int:
     """Serve until SIGINT or SIGTERM; the exit code.
 
     Raises:
-        PearRayError: No cluster at the address.
+        ConfigError, PearRayError: No cluster at the address.
         InputError: Another deployment is in the way there.
         CapacityError: Not even the least number of replicas fits.
         EngineError: A model did not start.
@@ -58,7 +50,7 @@ def deployed(settings: ServeSettings, order: ServeOrder) -> Iterator[None]:
     Raises:
         As `run_serve`.
     """
-    elsewhere = _connect(order.address)
+    elsewhere = connect(order.address, setting="--address", with_url=WITH_URL)
     with stop_on_sigterm():  # Ray has taken the signal for itself by here
         try:
             _check_cluster(settings, elsewhere=elsewhere)
@@ -85,45 +77,6 @@ def _deploy(settings: ServeSettings, order: ServeOrder, *, elsewhere: bool) -> N
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
     except RuntimeError as error:
         raise EngineError(f"the models did not start: {_reason(error)}") from error
-
-
-def _connect(address: str | None) -> bool:
-    """Whether it is a cluster that was there before."""
-    if ray.is_initialized():  # a test's or a notebook's own
-        return True
-    if address:
-        _check_reachable(address)
-    inside = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
-    own = {"address": "local", "include_dashboard": True}  # not one that happens to run here
-    options = {"address": address} if address else {} if inside else own
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PearRayError(
-            f"no Ray cluster at --address {address} ({error}); see `ray status` there, check "
-            "RAY_AUTH_MODE and the token, or leave the address out"
-        ) from error
-    return bool(address) or inside
-
-
-def _check_reachable(address: str) -> None:
-    """See that something listens there: Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal():
-        raise ConfigError(
-            f"--address {address}: give HOST:PORT of the cluster's head (6379 where nothing else "
-            "was said), or `auto` on a node of it; with only its dashboard's URL, write serve.yaml "
-            "with --dry-run and `serve deploy serve.yaml -a URL`"
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise PearRayError(
-            f"--address {address}: nothing answers there ({error.strerror or error}); start a "
-            "cluster with `ray start --head`, see `ray status` on it, or leave the address out"
-        ) from error
 
 
 def _check_cluster(settings: ServeSettings, *, elsewhere: bool) -> None:

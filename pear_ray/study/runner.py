@@ -18,6 +18,7 @@ from pear_ray.artifacts.study_facts import (
     write_facts,
 )
 from pear_ray.artifacts.study_results import StudyTables
+from pear_ray.clusters.market import training_selector
 from pear_ray.config.run import RunConfig
 from pear_ray.config.study_plan import Cell, StudyPlan, dump_study
 from pear_ray.distributed.call_pool import Call, CallPool, Outcome
@@ -125,6 +126,7 @@ class StudyRunner:
             num_gpus=packing.gpus,
             environment=worker_environment(shared.cluster) if packing.packed else {},
             host_of=shared.cluster.device if packing.packed else None,
+            selector=training_selector(shared.cluster),  # each trains, or drives what does
         )
 
     def _run_cells(self, pool: CallPool, cells: Sequence[Cell], packing: Packing) -> None:

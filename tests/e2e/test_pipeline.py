@@ -83,6 +83,7 @@ evaluate:
         components:
           - {{kind: game}}
           - {{kind: regex, name: form, pattern: "<answer>", compare: match, weight: 0.1}}
+cluster: {{num_samplers: 1}} # pools of several are tests/integration's
 """
 
 

@@ -13,9 +13,11 @@ from safetensors.numpy import load_file
 
 from pear_ray.artifacts.study_results import StudyTables, read_study_tables
 from pear_ray.config.run import load_run
+from pear_ray.telemetry.metrics_log import MetricRecord, read_metrics
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 900
+COMPARED_STEPS = 8  # of RL
 STUDY = f"""
 name: reversal
 base: {ROOT}/jobs/runs/suffix.yaml
@@ -39,10 +41,10 @@ registered: true
 """
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     log = (folder / f"driver-{time.monotonic():.0f}.log").open("w", encoding="utf-8")
     return subprocess.Popen(
-        [sys.executable, "-m", "pear_ray", "study", "reversal.yaml"],
+        [sys.executable, "-m", "pear_ray", *(arguments or ("study", "reversal.yaml"))],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=log,
@@ -116,25 +118,48 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(finished: Path) -> None
 
 
 def test_a_packed_run_is_the_run_to_the_bit(finished: Path, tmp_path: Path) -> None:
-    """The second run of a worker, on an engine that has held other weights."""
+    """The second run of a worker, on an engine that has held other weights.
+
+    By itself it is stopped after some steps of RL: by then all that a step takes has been equal.
+    """
     packed = finished / "outputs" / "reversal" / "runs" / "sft-seed2"
     config = load_run(packed / "config.yaml", [f"output_dir={tmp_path}"])
-    alone = tmp_path / "alone.yaml"
-    alone.write_text((packed / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "pear_ray", "run", str(alone), f"output_dir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=TIMEOUT_S,
+    alone = tmp_path / config.name
+    process = start(
+        tmp_path,
+        "run",
+        str(packed / "config.yaml"),
+        f"output_dir={tmp_path}",
+        "--reuse",
+        str(finished / "outputs" / "reversal" / "shared"),
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for stage in ("sft", "rl"):
-        expected = load_file(packed / stage / "model" / "model.safetensors")
-        found = load_file(tmp_path / config.name / stage / "model" / "model.safetensors")
-        assert expected.keys() == found.keys()
-        assert all((expected[name] == found[name]).all() for name in expected)
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(rl_steps(alone)) < COMPARED_STEPS:
+        assert process.poll() is None, log_of(tmp_path)[-4000:]
+        assert time.monotonic() < deadline, log_of(tmp_path)[-4000:]
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=TIMEOUT_S) == 0, log_of(tmp_path)[-4000:]
+    expected = load_file(packed / "sft" / "model" / "model.safetensors")
+    found = load_file(alone / "sft" / "model" / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
+    pairs = list(zip(rl_steps(packed), rl_steps(alone), strict=False))
+    assert len(pairs) >= COMPARED_STEPS
+    for one, other in pairs:
+        for name in ("rl/loss", "rl/grad_norm", "rl/reward/mean", "rl/mismatch/max_gap"):
+            assert one[name] == other[name], name
+
+
+def rl_steps(run_dir: Path) -> list[dict[str, float]]:
+    """What each step of RL logged, so far."""
+    file = run_dir / "metrics.jsonl"
+    records = read_metrics(file) if file.exists() else []
+    return [
+        r.metrics
+        for r in records
+        if isinstance(r, MetricRecord) and (r.stage, bool(r.step)) == ("rl", True)
+    ]
 
 
 def test_dft_is_ahead_before_rl_and_behind_after_it(finished: Path) -> None:

@@ -7,7 +7,6 @@ the user, wants a file that the wheel leaves out, and takes fixed ports.
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+from ray_head import end_tree, free_ports
 
 ROOT = Path(__file__).parents[2]
 HEAD_ID = "f" * 51 + "00000"
@@ -37,10 +37,13 @@ class BootingProvider(FakeMultiNodeProvider):
         return super().create_node_with_resources_and_labels(*args, **kwargs)
 
 
-def node_type(max_nodes: int, **resources: float) -> dict[str, Any]:
+def node_type(
+    max_nodes: int, labels: Mapping[str, str] | None = None, /, **resources: float
+) -> dict[str, Any]:
     """An entry of `available_node_types`."""
     return {
         "resources": resources,
+        "labels": dict(labels or {}),
         "node_config": {},
         "min_workers": 0,
         "max_workers": max_nodes,
@@ -75,7 +78,7 @@ class FakeCluster:
     def _start(self) -> str | None:
         """Start the head; what it said where it did not start."""
         ip = socket.gethostbyname(socket.gethostname())
-        self.address = f"{ip}:{free_port()}"
+        self.address = f"{ip}:{free_ports(1)[0]}"
         folder = Path(self._folder.name)
         settings = folder / "cluster.json"
         settings.write_text(json.dumps(self._settings()), encoding="utf-8")
@@ -97,7 +100,7 @@ class FakeCluster:
                     f"--temp-dir={folder}/ray",
                     "--include-dashboard=false",
                     "--dashboard-agent-listen-port=0",
-                    f"--ray-client-server-port={free_port()}",
+                    f"--ray-client-server-port={free_ports(1)[0]}",
                     "--object-store-memory=100000000",
                     "--disable-usage-stats",
                 ],
@@ -140,26 +143,22 @@ class FakeCluster:
             for each in psutil.process_iter(["cmdline"])
             if self._folder.name in " ".join(each.info["cmdline"] or [])
         ]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            started += psutil.Process(self._head.pid).children(recursive=True)
-        self._head.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._head.wait(20)
-        if self._head.poll() is None:
-            self._head.kill()
-        for process in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._head.wait(20)
-        psutil.wait_procs(started, timeout=20)
+        end_tree(self._head, started)
 
     def num_nodes(self) -> int:
         """How many nodes there are beside the head."""
         return sum(name == "raylet" for name, _ in self._processes()) - 1
 
-    def num_nodes_with(self, actor: str) -> int:
-        """On how many nodes a process of the actor class is."""
-        return len({parent for name, parent in self._processes() if actor in name})
+    def nodes_with(self, actor: str) -> list[str]:
+        """The types of the nodes that a process of the actor class is on."""
+        raylets = {parent for name, parent in self._processes() if actor in name}
+        found = []
+        for raylet in raylets:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                node = psutil.Process(raylet)
+                if node.name() == "raylet":  # and not whoever takes in what it left behind
+                    found.append(node.environ()["RAY_NODE_TYPE_NAME"])
+        return sorted(found)
 
     def _processes(self) -> list[tuple[str, int]]:
         """What Ray calls each process, and who started it."""
@@ -205,10 +204,3 @@ class FakeCluster:
             "head_start_ray_commands": [],
             "worker_start_ray_commands": [],
         }
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,28 +9,12 @@ import time
 from pathlib import Path
 
 import ray
+from small_run import small_run
 
-from pear_ray.config.run import RunConfig, validate_run
-from pear_ray.distributed.autoscaler import alive_nodes
+from pear_ray.config.run import RunConfig
+from pear_ray.distributed.autoscaler import HEAD, alive_nodes
 from pear_ray.distributed.waiting import devices_for, require_feasible
 from pear_ray.errors import CapacityError
-
-GAMES = {"games": [{"name": "chain_sum"}], "size": 4}
-
-
-def gpu_config(**cluster: object) -> RunConfig:
-    return validate_run(
-        {
-            "name": "t",
-            "models": {"policy": "embedded:student", "behavior": "embedded:teacher"},
-            "corpus": {"kind": "dataset", "path": "unused"},
-            "sft": {"optimizer": {"learning_rate": 1e-3}},
-            "rl": {"problems": GAMES, "optimizer": {"learning_rate": 1e-4}, "num_steps": 1},
-            "evaluate": {"problems": GAMES},
-            "cluster": {"device": "cuda", **cluster},
-        },
-        origin="test",
-    )
 
 
 def refused(config: RunConfig) -> tuple[str, float]:
@@ -43,20 +27,22 @@ def refused(config: RunConfig) -> tuple[str, float]:
     return "", 0.0
 
 
-def waited(config: RunConfig) -> tuple[list[str], int]:
-    """What is said while `sft` waits for its devices, and the nodes that it then finds."""
+def waited(config: RunConfig) -> tuple[list[str], list[float]]:
+    """What is said while `sft` waits for its devices, and the GPUs of the nodes that it finds."""
     said: list[str] = []
     with devices_for(config, "sft", say=lambda kind, words: said.append(f"{kind}: {words}")):
-        return said, len(alive_nodes()) - 1
+        nodes = [each.resources for each in alive_nodes() if HEAD not in each.resources]
+        return said, [each.get("GPU", 0.0) for each in nodes]
 
 
 def main() -> None:
     ray.init(address=sys.argv[1], log_to_driver=False)
     found = {
-        "too many": refused(gpu_config(num_trainers=4)),
-        "too large": refused(gpu_config(cpus_per_worker=2)),
-        "the first": waited(gpu_config(num_trainers=1)),
-        "the second": waited(gpu_config(num_trainers=2)),
+        "too many": refused(small_run(num_trainers=4)),
+        "too large": refused(small_run(device="cuda", cpus_per_worker=2)),
+        # A spot node would fit better: it has no GPU that would be idle.
+        "the first": waited(small_run(num_trainers=1)),
+        "the second": waited(small_run(device="cuda", num_trainers=2)),
     }
     # Not to standard output, where Ray speaks as well.
     Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")

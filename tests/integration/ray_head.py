@@ -13,11 +13,15 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
+GRACE_S = 2
 # What the test process says of Ray, and a client would take for its own.
 HIDDEN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 # Runs several commands in one process: importing Ray takes longer than all of them.
@@ -37,7 +41,7 @@ print("DONE" + json.dumps(done))
 class Head:
     """A head that runs, and how to reach it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
         self.token_file = folder / "token"
         self.token_file.write_text(secrets.token_hex(32), encoding="utf-8")
@@ -68,7 +72,7 @@ class Head:
         self.process = subprocess.Popen(
             [program, "start", "--head", "--block", "--disable-usage-stats", *flags],
             # A job's own PYTHONPATH is the tree that was sent.
-            env={k: v for k, v in self.environment.items() if k != "PYTHONPATH"},
+            env={k: v for k, v in self.environment.items() if k != "PYTHONPATH"} | environment,
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
@@ -93,11 +97,7 @@ class Head:
             each.wait()
             if each.stdout:
                 each.stdout.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        end_tree(self.process)
         self.log.close()
 
     def command(self, *arguments: str, address: str | None = None) -> list[str]:
@@ -139,16 +139,35 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head() -> Iterator[Head]:
-    """A head in a folder of its own, whose name is short: sockets' paths have 107 characters."""
+def ray_head(**environment: str) -> Iterator[Head]:
+    """A head with these variables besides, in a folder of its own.
+
+    Whose name is short: sockets' paths have 107 characters.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
-    head = Head(folder)
+    head = Head(folder, environment)
     try:
         head.wait()
         yield head
     finally:
         head.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_tree(process: "subprocess.Popen[Any]", others: Iterable[psutil.Process] = ()) -> None:
+    """End a head with all that it started, and `others`; Ray itself would take half a minute."""
+    started = list(others)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started += psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    process.kill()
+    for each in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait(20)
+    psutil.wait_procs(started, timeout=20)
 
 
 def free_ports(count: int) -> list[int]:

@@ -36,8 +36,13 @@ cluster: {address: %s, num_samplers: 2, min_samplers: 1, cpus_per_worker: 2, num
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[FakeCluster]:
-    """No node at first, and at most two."""
-    with FakeCluster({"gpu": node_type(2, CPU=1, GPU=1)}, idle_s=IDLE_S) as cluster:
+    """No node at first, and at most two that stay and two that may be taken back."""
+    market = "ray.io/market-type"
+    types = {
+        "gpu": node_type(2, {market: "on-demand"}, CPU=1, GPU=1),
+        "spot": node_type(2, {market: "spot"}, CPU=1),
+    }
+    with FakeCluster(types, idle_s=IDLE_S) as cluster:
         yield cluster
 
 
@@ -50,7 +55,7 @@ def within(seconds: float, wanted: Callable[[], bool]) -> bool:
 
 def starting(said: list[str], words: str) -> bool:
     """Whether `words` was said, and that a node is on its way; its devices are known later."""
-    wanted = rf"(waiting: )?{words}, 1 (node of gpu )?starting"
+    wanted = rf"(waiting: )?{words}, 1 (node of (gpu|spot) )?starting"
     return any(re.fullmatch(wanted, each) for each in said)
 
 
@@ -60,6 +65,7 @@ def test_training_waits_with_words_and_what_cannot_be_had_is_refused(
     script, file = Path(__file__).with_name("growing.py"), tmp_path / "found.json"
     done = subprocess.run(
         [sys.executable, str(script), cluster.address, str(file)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
         capture_output=True,
         text=True,
         timeout=200,
@@ -69,18 +75,19 @@ def test_training_waits_with_words_and_what_cannot_be_had_is_refused(
     found = json.loads(file.read_text(encoding="utf-8"))
 
     said, after_s = found["too many"]
-    assert "gpu has 1 GPU, 1 CPU, at most 2 nodes" in said
+    assert "gpu has 1 GPU, 1 CPU, at most 2 nodes; spot has 1 CPU, at most 2 nodes, spot" in said
     assert "at most 2 of 4 would fit; lower cluster.num_trainers=4 to 2" in said
+    assert "cluster.training_nodes=any" in said
     assert after_s < 30  # a task looks at the autoscaler's settings
     assert "no node of it has room for one" in found["too large"][0]
 
-    said, num_nodes = found["the first"]
-    assert starting(said, "waiting for 1 GPU: cluster has 0"), said
-    assert num_nodes == 1
-    said, num_nodes = found["the second"]
+    said, gpus = found["the first"]
+    assert starting(said, "waiting for 1 CPU on on-demand nodes: cluster has 0"), said
+    assert gpus == [1.0]
+    said, gpus = found["the second"]
     assert starting(said, "waiting for 2 GPU: cluster has 1"), said
     assert said[-1].startswith("waited: the devices are there, after ")
-    assert num_nodes == 2
+    assert gpus == [1.0, 1.0]
     assert within(60, lambda: cluster.num_nodes() == 0), cluster.log("monitor.log")
 
 
@@ -93,15 +100,17 @@ def test_scoring_grows_with_its_queue_and_gives_nodes_back(
     assert pear(tmp_path, "collect", "grown.yaml").wait(120) == 0
     assert within(60, lambda: cluster.num_nodes() == 0)  # what collecting had is given back
     scoring = pear(tmp_path, "score", "grown.yaml")
-    status, most = "", 0
+    status, seen = "", set()
     while scoring.poll() is None:
         if not status and '"waiting"' in (folder / "metrics.jsonl").read_text(encoding="utf-8"):
             looking = pear(tmp_path, "status", "outputs/grown", stdout=subprocess.PIPE)
             status = looking.communicate()[0].decode()
-        most = max(most, cluster.num_nodes_with("BehaviorScorer"))
+        seen.add(tuple(cluster.nodes_with("BehaviorScorer")))
         time.sleep(0.2)
     assert scoring.returncode == 0, (tmp_path / "said").read_text(encoding="utf-8")
-    assert most == 2
+    # What may be taken back will do, and leaves the GPUs to those who want them.
+    assert max(seen, key=len) == ("spot", "spot")
+    assert not any("gpu" in each for each in seen)
     assert "score is waiting for 1 CPU: cluster has 0" in " ".join(status.split())
 
     records = [r for r in read_metrics(folder / "metrics.jsonl") if isinstance(r, EventRecord)]

@@ -13,7 +13,7 @@ from pear_ray.errors import TrainingError
 
 @pytest.fixture
 def pool(local_ray: None) -> Iterator[CallPool]:
-    with CallPool(1, num_cpus=1.0, environment={}, host_of=None) as made:
+    with CallPool(1, num_cpus=1.0, environment={}, host_of=None, selector={}) as made:
         yield made
 
 

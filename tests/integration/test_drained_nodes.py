@@ -1,23 +1,25 @@
-"""A machine that is going to be taken away: its group saves in time, and goes on elsewhere."""
+"""A machine that is going to be taken away: what is on it goes on elsewhere.
 
-import subprocess
-import sys
+A group saves in time, and never trains on a machine that is known for being taken away.
+"""
+
 from pathlib import Path
+
+import pytest
+from own_cluster import run_script
 
 DRAINED = """
 import os, sys, threading, time
 from pathlib import Path
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
-import ray, torch
-from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-from safetensors.torch import load_file
-
-sys.path.insert(0, sys.argv[2])
+import torch
 import test_killed_saves as runs
+from own_cluster import ON_DEMAND, SPOT, announce_end, own_cluster
 from pear_ray.config.run import validate_run
 from pear_ray.distributed.in_process import become_host
 from pear_ray.distributed.sft_loop import sft_loop
+from pear_ray.distributed.waiting import require_feasible
+from pear_ray.errors import CapacityError
 from pear_ray.telemetry.metrics_log import MetricRecord, read_metrics
 
 NOTICE_S = 7
@@ -26,7 +28,10 @@ folder = Path(sys.argv[1])
 def slow_loop(job):
     # The embedded model's steps are over before anybody hears of a node.
     import time
+    import ray
     from pear_ray.distributed.sft_loop import SftWorker, sft_loop
+    with (job["run_dir"] / "nodes").open("a") as nodes:
+        print(ray.get_runtime_context().get_node_id(), file=nodes)
     whole = SftWorker.step
     def slow(self, step):
         time.sleep(0.25)
@@ -38,39 +43,45 @@ tree = runs.run_config(folder).model_dump(mode="json")
 # Nothing is saved but for the notice, and no failure is forgiven.
 tree["sft"] |= {"num_epochs": 24, "checkpoint_every": 1000}
 tree["cluster"] |= {"num_trainers": 1, "cpus_per_worker": 1.0, "max_failures": 0}
-runs.run_config = lambda folder: validate_run(tree, origin="test")
+tree["cluster"] |= {"num_samplers": 1}
+config = validate_run(tree, origin="test")
+runs.run_config = lambda folder: config
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-node = cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
 results = []
 
 def train():
     results.append(runs.train(slow_loop, folder / "drained"))
 
-training = threading.Thread(target=train)
-training.start()
-while not (folder / "drained" / "metrics.jsonl").exists():
-    time.sleep(0.1)
-time.sleep(1)
-deadline = time.time() + NOTICE_S
-ray._private.worker.global_worker.gcs_client.drain_node(
-    node.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", int(deadline * 1000))
-noticed = time.time()
-# The autoscaler's part: another node, and the end of this one at its deadline. In the main thread,
-# as Ray wants it.
-cluster.add_node(num_cpus=1)
-time.sleep(max(0.0, deadline - time.time()))
-cluster.remove_node(node, allow_graceful=False)
-training.join()
+with own_cluster(head_cpus=0) as cluster:
+    cluster.add_node(num_cpus=1, labels=SPOT)  # free all the time, and not for training
+    require_feasible(config, ["score"])
+    try:
+        require_feasible(config, ["sft"])
+    except CapacityError as error:
+        refusal = str(error)
+    node = cluster.add_node(num_cpus=1, labels=ON_DEMAND)
+    training = threading.Thread(target=train)
+    training.start()
+    while not (folder / "drained" / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    deadline = announce_end(node.node_id, notice_s=NOTICE_S)
+    noticed = time.time()
+    # The autoscaler's part: another node, and the end of this one at its deadline. In the main
+    # thread, as Ray wants it.
+    other = cluster.add_node(num_cpus=1)  # without a label it will do
+    time.sleep(max(0.0, deadline - time.time()))
+    cluster.remove_node(node, allow_graceful=False)
+    training.join()
+assert "after waiting for 1 CPU on on-demand nodes: cluster has 0; lower" in refusal
+assert refusal.endswith("or let it train on spot nodes with cluster.training_nodes=any")
 drained, same = results[0]
 records = read_metrics(folder / "drained" / "metrics.jsonl")
 steps = [r.step for r in records if isinstance(r, MetricRecord)]
 times = [r.time for r in records if isinstance(r, MetricRecord)]
 gaps = [(b - a, n) for a, b, n in zip(times, times[1:], steps)]
 print("steps", len(steps), "the longest took", max(gaps)[0], "after step", max(gaps)[1])
-ray.shutdown()
-cluster.shutdown()
+assert (folder / "drained" / "nodes").read_text().split() == [node.node_id, other.node_id]
 become_host("cpu")  # here, which is sooner than another group
 undisturbed, weights = runs.train(sft_loop, folder / "undisturbed")
 assert steps == list(range(1, len(undisturbed) + 1)), "a step was lost, or done twice"
@@ -84,14 +95,46 @@ assert noticed + 1 < max(t for t, s in zip(times, steps) if s <= saved) < deadli
 """
 
 
+SAMPLING = """
+import sys, threading, time
+from pathlib import Path
+import ray
+import test_sampler_pool as pools
+from own_cluster import SPOT, announce_end, own_cluster
+from pear_ray.config.run import validate_run
+from pear_ray.distributed.samplers import SamplerPool
+
+tree = pools.run_config(Path(sys.argv[1])).model_dump(mode="json")
+tree["cluster"] |= {"num_samplers": 1, "max_failures": 0}
+config = validate_run(tree, origin="test")
+found = []
+
+def sample():
+    with SamplerPool(config, pools.engine_spec(config, pools.STUDENT), stage="test") as pool:
+        found.append(pools.sample(pool, kill=False))
+        undisturbed.set()
+        drained.wait()
+        found.append(pools.sample(pool, kill=False))
+
+undisturbed, drained = threading.Event(), threading.Event()
+with own_cluster(head_cpus=0) as cluster:
+    node = cluster.add_node(num_cpus=1, labels=SPOT)
+    sampling = threading.Thread(target=sample)
+    sampling.start()
+    undisturbed.wait()
+    time.sleep(max(0.0, announce_end(node.node_id, notice_s=2) - time.time()) + 1)
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1, labels=SPOT)
+    drained.set()
+    sampling.join()
+assert len(found) == 2 and found[0] == found[1]
+"""
+
+
 def test_a_drained_node_loses_no_step(tmp_path: Path) -> None:
-    """In a process of its own: this session's Ray is another cluster."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRAINED, str(tmp_path), str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script(DRAINED, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_engine_that_goes_with_notice_is_replaced_without_being_counted(tmp_path: Path) -> None:
+    run_script(SAMPLING, tmp_path)

@@ -1,20 +1,16 @@
 """Scoring begins with the engines that there is room for, and takes more as nodes come."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_cluster import run_script
 
 GROWING = """
 import dataclasses, sys, threading
 from pathlib import Path
 import psutil
-import ray
-from ray.cluster_utils import Cluster
-
-sys.path.insert(0, sys.argv[2])
 import test_scoring
+from own_cluster import own_cluster
 from pear_ray.artifacts.tables import CORPUS, write_rows
 from pear_ray.config.run import validate_run
 from pear_ray.distributed.scoring import ScoringJob, score_corpus
@@ -33,8 +29,6 @@ job = ScoringJob(config=validate_run(tree, origin="test"), corpus=folder / "corp
                  folder=folder / "stage", models={"*": embedded_path("teacher")},
                  keep_given=False, align="refuse")
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-ray.init(address=cluster.address, log_to_driver=False)
 raylets = lambda: {
     p.ppid() for p in psutil.Process().children(recursive=True)
     if "BehaviorScorer" in " ".join(p.cmdline())
@@ -53,27 +47,18 @@ def score():
         errors.append(error)
     begun.set()
 
-scoring = threading.Thread(target=score)
-scoring.start()
-begun.wait()
-before = len(raylets())
-cluster.add_node(num_cpus=1)  # in the main thread, as Ray wants it
-scoring.join()
+with own_cluster(head_cpus=1) as cluster:
+    scoring = threading.Thread(target=score)
+    scoring.start()
+    begun.wait()
+    before = len(raylets())
+    cluster.add_node(num_cpus=1)
+    scoring.join()
 print("nodes with an engine before", before, "and at most after", max(seen), errors)
-ray.shutdown()
-cluster.shutdown()
 assert not errors and before == 1 and max(seen) == 2
 """
 
 
 @pytest.mark.slow
 def test_the_pool_grows_onto_a_node_that_joins(tmp_path: Path) -> None:
-    """In a process of its own: this session's Ray is another cluster."""
-    done = subprocess.run(
-        [sys.executable, "-c", GROWING, str(tmp_path), str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script(GROWING, tmp_path)

@@ -40,7 +40,8 @@ def sample(pool: SamplerPool, *, kill: bool) -> list[list[Completion]]:
         Sampling(num_samples=2, temperature=1.0, max_tokens=64, seed=n) for n in range(len(PROMPTS))
     ]
     done: list[int] = []
-    first = ray.get(pool._all[0].actors[0].__ray_call__.remote(lambda engine: os.getpid()))
+    if kill:
+        first = ray.get(pool._all[0].actors[0].__ray_call__.remote(lambda _: os.getpid()))
 
     def progress(prompts: int, tokens: int) -> None:
         if kill and not done:

@@ -4,20 +4,13 @@ import threading
 import time
 
 import pytest
-from growing import gpu_config
 from ray.util.placement_group import placement_group, remove_placement_group
+from small_run import small_run
 
-from pear_ray.config.run import RunConfig, validate_run
 from pear_ray.distributed.waiting import devices_for, require_feasible
 from pear_ray.errors import CapacityError
 
 FREED_AFTER_S = 6.0
-
-
-def cpu_config(**cluster: object) -> RunConfig:
-    tree = gpu_config().model_dump(mode="json")
-    tree["cluster"] |= {"device": "cpu", **cluster}
-    return validate_run(tree, origin="test")
 
 
 def test_what_others_have_is_waited_for_with_words(local_ray: None) -> None:
@@ -26,7 +19,7 @@ def test_what_others_have_is_waited_for_with_words(local_ray: None) -> None:
     threading.Timer(FREED_AFTER_S, remove_placement_group, [taken]).start()
     began, said = time.monotonic(), []
     with devices_for(
-        cpu_config(wait_for_devices_s=0.0),  # a limit only for what the cluster does not have
+        small_run(wait_for_devices_s=0.0),  # a limit only for what the cluster does not have
         "sft",
         say=lambda kind, words: said.append(f"{kind}: {words}"),
     ):
@@ -40,11 +33,11 @@ def test_what_others_have_is_waited_for_with_words(local_ray: None) -> None:
 
 
 def test_a_cluster_that_does_not_grow_is_not_waited_for_for_ever(local_ray: None) -> None:
-    config = cpu_config(num_trainers=4)
+    config = small_run(num_trainers=4)
     with pytest.raises(CapacityError, match=r"^asked for 4 CPU, the cluster has 2: lower"):
         require_feasible(config, ["collect", "sft"])
     require_feasible(config, ["score"])
-    patient = cpu_config(num_trainers=4, wait_for_devices_s=1.0)
+    patient = small_run(num_trainers=4, wait_for_devices_s=1.0)
     require_feasible(patient, ["sft"])
     said: list[str] = []
     with (

@@ -46,10 +46,18 @@ def test_the_cheapest_type_that_fits_is_taken(plan: Plan) -> None:
     for training in ("sft", "rl"):
         assert stage(out, training).startswith("8 workers, on h100\n")
         assert "h100-spot  no: may be taken back" in stage(out, training)
+        assert "cluster.training_nodes=any" in stage(out, training)
     assert "add output_dir=/mnt/shared/outputs" in out
     assert "wait_for_devices_s" not in out
     assert "to fill in before it starts (22): docker.image," in out
     assert "list prices, check yours: SkyPilot's catalog" in out
+
+
+def test_training_may_be_let_on_spot_nodes(plan: Plan) -> None:
+    _, out = plan("--rows", "104569", "cluster.training_nodes=any")
+    for training in ("sft", "rl"):
+        assert stage(out, training).startswith("8 workers, on h100-spot\n")
+        assert "costs the steps since the last checkpoint" in stage(out, training)
 
 
 def test_the_cost_is_nodes_times_price_times_hours(plan: Plan) -> None:

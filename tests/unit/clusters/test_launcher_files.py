@@ -168,6 +168,14 @@ def test_a_shipped_file_holds(name: str) -> None:
         ),
         (
             "aws",
+            lambda t: types(t)["h100-spot"].pop("labels"),
+            (
+                "available_node_types.h100-spot.labels.ray.io/market-type: missing, and "
+                "node_config makes it spot; write spot"
+            ),
+        ),
+        (
+            "aws",
             lambda t: types(t)["l4-spot"]["node_config"].pop("SecurityGroupIds"),
             (
                 "available_node_types.l4-spot.node_config.SecurityGroupIds: missing: Ray then "
