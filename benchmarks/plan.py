@@ -39,9 +39,8 @@ from pear_ray.memory.phases import (
     DRIVER_AND_RAY_BYTES,
     PROCESS_BYTES,
     VERIFIER_BYTES,
-    engine_slack,
-    trainer_slack,
 )
+from pear_ray.memory.slack import engine_slack, trainer_slack
 from pear_ray.memory.trainer_plan import TrainerPlan
 from pear_ray.memory.training import trainer_moments, trainer_state
 from pear_ray.memory.turns import gathered_for_sync

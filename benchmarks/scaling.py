@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pear_ray.clusters.instances import AWS
 from pear_ray.clusters.prices import LIST_PRICES
 from pear_ray.config.run import load_run
 from pear_ray.memory.durations import forward_flops
-from pear_ray.memory.items import GIB, Phase
+from pear_ray.memory.items import GIB, Phase, Verdict
 from pear_ray.memory.model_shape import ModelShape, read_shape
 from pear_ray.memory.pace import DEVICES, pace_of_gpu
 from pear_ray.memory.phases import Memory, ModelShapes, plan_phases
@@ -29,12 +30,14 @@ GPUS_PER_NODE = 8
 HOUR_S = 3600
 GPU = DEVICES["h100"]
 PACE = pace_of_gpu(GPU, "bfloat16")  # of it the bandwidth, and decoding's share of it
-DOLLARS_PER_GPU_HOUR = LIST_PRICES["p5.48xlarge"].on_demand / GPUS_PER_NODE
+NODE = "p5.48xlarge"
+DOLLARS_PER_GPU_HOUR = LIST_PRICES[NODE].on_demand / GPUS_PER_NODE
 
 # Between nodes 3,200 Gbit/s for eight GPUs (p5.48xlarge), inside one 450 GB/s each way (NVLink 4 of
 # an H100); of either 70 % is assumed to be reached. Storage: a shared file system of 3 GB/s, or an
 # object store at 2 GB/s for each node. Assumed, not measured: put in what yours gives.
 NETWORK_BYTES_PER_S = {"inside a node": 0.7 * 450e9, "between nodes": 0.7 * 50e9}
+HOST_BYTES_PER_S = 0.7 * 64e9  # between a GPU and its host, one way (PCIe 5.0 x16)
 SHARED_STORAGE_BYTES_PER_S = 3e9
 OBJECT_STORE_BYTES_PER_S = 2e9
 NODE_START_S = 420.0  # a GPU machine from request to `ray start`; assumed
@@ -51,7 +54,7 @@ TIMES_STORED = 2  # rows are in the object store on their way in and on their wa
 
 SCORED_TOKENS = 10e9
 SCORED_LENGTH = 4096
-SCORING_SPAN = 2  # score.tensor_parallel_size: 65 GB of weights and a cache on two GPUs
+SCORING_SPAN = 2  # score and evaluate: 65 GB of weights and a cache on two GPUs
 RL_STEPS = 200
 SEQUENCES = 4096  # 512 prompts x 8: a rank wants a prompt, so fewer would not split over 512
 PROMPT, MAX_COMPLETION = 512, 7680
@@ -188,6 +191,11 @@ def state_bytes(shape: ModelShape) -> int:
     return 12 * shape.num_parameters
 
 
+def offload_seconds(shape: ModelShape, num_gpus: int) -> float:
+    """The moments to the GPU for the update and back, the weights away while the engine samples."""
+    return 2 * (8 + 4) * shape.num_parameters / num_gpus / HOST_BYTES_PER_S
+
+
 def rl_step(shape: ModelShape, num_gpus: int) -> Split:
     """One step of RL, a checkpoint's share of it included."""
     mean = MAX_COMPLETION / 2 + PROMPT
@@ -199,6 +207,7 @@ def rl_step(shape: ModelShape, num_gpus: int) -> Split:
             "sampling": sampling_seconds(shape, num_gpus),
             "training": training.parts["computing"],
             "gathers": training.parts["waiting for gathers"],
+            "to the host and back": offload_seconds(shape, num_gpus),
             "weight sync": sync_seconds(shape, num_gpus, span=SAMPLING_SPAN),
             "checkpoints": state_bytes(shape) / SHARED_STORAGE_BYTES_PER_S / SAVE_EVERY,
         }
@@ -214,9 +223,12 @@ def failures(num_gpus: int, step: Split) -> tuple[float, float]:
 
 def memory(shape: ModelShape, num_gpus: int) -> list[Phase]:
     """What `pear plan` says of these stages, with the settings above."""
-    sizes = {"cluster.num_trainers": num_gpus, "cluster.num_samplers": num_gpus}
+    sizes: dict[str, str | int] = {"cluster.num_trainers": num_gpus}
+    sizes |= {"cluster.num_samplers": num_gpus // SCORING_SPAN}
     sizes |= {"rl.prompts_per_step": 512, "sft.global_batch_size": 512}
     sizes |= {"rl.tensor_parallel_size": SAMPLING_SPAN, "score.tensor_parallel_size": SCORING_SPAN}
+    sizes |= {"evaluate.tensor_parallel_size": SCORING_SPAN}
+    sizes |= {"rl.activation_checkpointing": "true", "rl.colocation.offload": "all"}
     config = load_run(
         ROOT / "jobs" / "runs" / "paper_math.yaml",
         [f"{key}={value}" for key, value in sizes.items()],
@@ -294,17 +306,33 @@ def rl_rows(shape: ModelShape) -> Iterator[tuple[str, ...]]:
 
 
 def memory_rows(shape: ModelShape) -> Iterator[tuple[str, ...]]:
-    """A line for each stage, at both ends."""
-    ends = {num: memory(shape, num) for num in (NUM_GPUS[0], NUM_GPUS[-1])}
-    for few, many in zip(*ends.values(), strict=True):
+    """A line for each stage, at both ends, with the fewest GPUs that it fits on."""
+    planned = {num: memory(shape, num) for num in NUM_GPUS}
+    for place, few in enumerate(planned[NUM_GPUS[0]]):
+        fitting = [num for num in NUM_GPUS if planned[num][place].verdict is Verdict.FITS]
         yield (
             few.name,
             *(
                 f"{phase.peak.num_bytes / GIB:.0f} GiB, at {phase.peak.name}"
-                for phase in (few, many)
+                for phase in (planned[num][place] for num in (NUM_GPUS[0], NUM_GPUS[-1]))
             ),
-            str(many.verdict),
+            f"from {fitting[0]} GPUs" if fitting else "nowhere",
         )
+
+
+def host_words(shape: ModelShape) -> str:
+    """What the host of a node holds at most, and where that ends."""
+    host = AWS[NODE].memory_gib * GIB
+    item = max(
+        (item for phase in memory(shape, NUM_GPUS[0]) for item in phase.on_host),
+        key=lambda item: item.num_bytes,
+    )
+    most = host / GPUS_PER_NODE * shape.num_parameters / item.num_bytes
+    return (
+        f"The host of {GPUS_PER_NODE} GPUs holds {GPUS_PER_NODE * item.num_bytes / GIB:.0f} GiB at "
+        f"most ({item.name}, on every rank); {NODE} has {host / GIB:.0f}, which ends at "
+        f"{most / 1e9:.0f} billion parameters."
+    )
 
 
 def main() -> int:
@@ -320,7 +348,9 @@ def main() -> int:
     ]
     lines = [
         *small_end(),
-        *table(("stage", *ends, f"on {GPU.memory_bytes // 10**9} GB"), [*memory_rows(shape)]),
+        *table(("stage", *ends, f"fits on {GPU.memory_bytes // 10**9} GB"), [*memory_rows(shape)]),
+        host_words(shape),
+        "",
         *table(("GPUs", "time", "cost", *scored, "rows/s"), [*scoring_rows(shape)]),
         *table(
             ("GPUs", "step", *stepped, f"{RL_STEPS} steps", "cost", "failures"), [*rl_rows(shape)]

@@ -15,7 +15,7 @@ from pear_ray.tasks.problem_sets import content_of
 
 def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     """Identity of every stage's artifact: its own config, and the identities of what it reads."""
-    tree = _without_newer_keys(json.loads(config.model_dump_json()))
+    tree = _without_newer_keys(config)
     engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
     # Not the number of trainers: rows, seeds and the sums of a step are the same with any, and a
     # stage that was stopped goes on with another.
@@ -66,17 +66,21 @@ def fingerprints(config: RunConfig, models: Models) -> dict[str, str]:
     return found
 
 
-def _without_newer_keys(tree: dict[str, Any]) -> dict[str, Any]:
+def _without_newer_keys(config: RunConfig) -> dict[str, Any]:
     """A run's settings less the keys that came later, where it does not use them.
 
     Such a run is what it was before there were any.
     """
+    tree = json.loads(config.model_dump_json()) | {"rl": replay.rl_settings(config)}
     if not tree["evaluate"]["suites"]:
         del tree["evaluate"]["suites"]
     if tree["evaluate"]["checkpoints"] == [*CHECKPOINTS]:
         del tree["evaluate"]["checkpoints"]
     if tree["sft"]["weights"].get("control") == "none":
         del tree["sft"]["weights"]["control"]
+    for section in ("corpus", "evaluate"):
+        if tree[section].get("tensor_parallel_size") == 1:
+            del tree[section]["tensor_parallel_size"]
     tree["corpus"].pop("seed", None)  # who samples with which seed is told apart by the seed itself
     return tree
 

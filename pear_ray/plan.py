@@ -158,9 +158,8 @@ def _mend_lines(phase: Phase, mends: Sequence[Mend]) -> Iterator[str]:
             f"{size(largest.num_bytes)}{by}"
         )
     for mend in mends:
-        settings = " ".join(f"{key}={value}" for key, value in mend.settings.items())
         had = "" if mend.available_bytes is None else f" of {size(mend.available_bytes)}"
-        yield f"  mend: {settings}  ({size(mend.num_bytes)}{had})"
+        yield f"  mend: {mend.words}  ({size(mend.num_bytes)}{had})"
     if not mends:
         yield "  no setting mends it: take devices with more memory, or a smaller model"
 

@@ -1,6 +1,7 @@
 """What must hold before any engine starts: models, vocabulary, problems, lengths, corpus file."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pear_ray.config.evaluate import suites_of
 from pear_ray.config.lora import LoraConfig
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
+from pear_ray.config.spans import SPAN_SETTINGS, engine_span
 from pear_ray.corpus.parts import find_parts
 from pear_ray.engines.model_files import (
     check_prompt_ids,
@@ -34,6 +36,7 @@ from pear_ray.tasks.problem_sets import check_verifiable, evaluation_problems, m
 from pear_ray.tasks.reward_pool import RewardPool
 
 T = TypeVar("T")
+PADDED_TO = 64  # vLLM's DEFAULT_VOCAB_PADDING_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,8 @@ def check_models(config: RunConfig) -> Models:
             longer sequences than the policy was made for.
         ConfigError: The backend or LoRA is not installed, the policy has no layers of the names in
             `sft.lora` or `rl.lora`, `score.top_k` is more than a behavior model's vocabulary, or
-            `score.tensor_parallel_size` does not divide a scored model's attention heads, or
-            `rl.tensor_parallel_size` the policy's.
+            a `tensor_parallel_size` does not divide the attention heads or the vocabulary of a
+            model that the stage has engines on.
     """
     _check_installed(config)
     policy = _naming("models.policy", lambda: resolve_model(config.models.policy))
@@ -116,14 +119,26 @@ def _named(behavior: dict[str, Path]) -> dict[str, Path]:
 
 def _check_split(config: RunConfig, models: dict[str, Path]) -> None:
     """See that every model splits over the devices that its engines are asked to have."""
-    sizes = dict.fromkeys(models, ("score", config.score.tensor_parallel_size))
-    asked = [*sizes.items(), ("models.policy", ("rl", config.rl.tensor_parallel_size))]
-    for name, (stage, devices) in asked:
-        heads = num_attention_heads(models[name])
+    behavior = [name for name in models if name != "models.policy"]
+    asked = [
+        *((name, "score") for name in models),
+        *((name, "collect") for name in behavior),
+        *(("models.policy", stage) for stage in ("rl", "evaluate")),
+    ]
+    for name, stage in asked:
+        heads, devices = num_attention_heads(models[name]), engine_span(config, stage)
         if heads is not None and heads % devices:
             raise ConfigError(
-                f"{stage}.tensor_parallel_size={devices} does not divide the {heads} attention "
-                f"heads of {name}: {models[name]}; use a divisor of {heads}"
+                f"{SPAN_SETTINGS[stage]}={devices} does not divide the {heads} attention heads of "
+                f"{name}: {models[name]}; use a divisor of {heads}"
+            )
+        if devices == 1:
+            continue
+        rows = math.ceil(vocab_size(models[name]) / PADDED_TO) * PADDED_TO
+        if rows % devices:
+            raise ConfigError(
+                f"{SPAN_SETTINGS[stage]}={devices} does not divide the {rows} rows that vLLM makes "
+                f"of the vocabulary of {name}: {models[name]}; use 2, 4 or 8"
             )
 
 

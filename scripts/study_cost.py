@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pear_ray.config.run import RunConfig
+from pear_ray.config.spans import engine_span
 from pear_ray.config.study_plan import Cell, StudyPlan, load_study
 from pear_ray.engines.model_files import config_folder
 from pear_ray.errors import PearRayError
@@ -52,11 +53,11 @@ def cost_of(run: RunConfig, *, device: str, workload: Workload) -> Cost:
     durations = plan_durations(run, _shapes(run), pace, workload)
     cluster = run.cluster
     held = {
-        "collect": cluster.num_samplers,
-        "score": cluster.num_samplers * run.score.tensor_parallel_size,
+        "collect": cluster.num_samplers * engine_span(run, "collect"),
+        "score": cluster.num_samplers * engine_span(run, "score"),
         "sft": cluster.num_trainers,
         "rl": cluster.num_trainers,
-        "evaluate": cluster.num_samplers,
+        "evaluate": cluster.num_samplers * engine_span(run, "evaluate"),
     }
     return Cost({each.phase: each.seconds * held[each.phase] / HOUR_S for each in durations})
 

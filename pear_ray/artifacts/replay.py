@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,7 @@ TRAINING_ONLY = frozenset(
         "mismatch_correction",
         "pass_at_k",
         "microbatch_tokens",
+        "activation_checkpointing",
         "checkpoint_every",
         "colocation",
         "save_rollouts_every",
@@ -42,15 +44,25 @@ def rollouts_fingerprint(config: RunConfig, inputs: Mapping[str, str]) -> str:
 
     A change of what only trains leaves it alone: the same rollouts serve several trainings.
     """
-    tree = config.rl.model_dump(mode="json")
+    tree = rl_settings(config)
     settings = {name: value for name, value in tree.items() if name not in TRAINING_ONLY}
     return fingerprint(stage="rl_rollouts", config=[settings, *_shared(config)], inputs=inputs)
 
 
 def starting_settings(config: RunConfig) -> dict[str, object]:
     """What of `rl` the readiness report depends on: all but how long RL goes on."""
+    return {name: value for name, value in rl_settings(config).items() if name != "num_steps"}
+
+
+def rl_settings(config: RunConfig) -> dict[str, Any]:
+    """The section `rl` as identities have it: less what came later and is not used.
+
+    A run without it is what it was before there was any.
+    """
     tree = config.rl.model_dump(mode="json")
-    return {name: value for name, value in tree.items() if name != "num_steps"}
+    if not tree["activation_checkpointing"]:
+        del tree["activation_checkpointing"]
+    return tree
 
 
 def replay_fingerprint(config: RunConfig, rollouts: Path, *, sft: str) -> str:
@@ -63,7 +75,7 @@ def replay_fingerprint(config: RunConfig, rollouts: Path, *, sft: str) -> str:
     files = rollout_files(rollouts, config)
     return fingerprint(
         stage="rl_train",
-        config=[config.rl.model_dump(mode="json"), *_shared(config)],
+        config=[rl_settings(config), *_shared(config)],
         inputs={"sft": sft}
         | {str(number): file_fingerprint(file) for number, file in enumerate(files)},
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pear_ray.clusters.instances import DEVICE_OF
 from pear_ray.clusters.shape import ClusterShape, NodeKind
 from pear_ray.config.run import RunConfig
+from pear_ray.config.spans import engine_span
 from pear_ray.memory.durations import Workload, plan_durations
 from pear_ray.memory.items import Phase, Verdict, size
 from pear_ray.memory.mend import find_mends
@@ -123,7 +124,7 @@ def _fit(
     seconds: float | None,
 ) -> Fit:
     most = kind.max_nodes if shape.max_workers is None else min(kind.max_nodes, shape.max_workers)
-    together = _together(config, phase.name)
+    together = engine_span(config, phase.name)
     per_node = _per_node(config, kind, together)
     why_not = _why_not(config, models, kind, phase, per_node=per_node, most=most)
     if why_not is not None:
@@ -144,12 +145,6 @@ def _fit(
     if seconds is not None and kind.dollars_per_hour is not None:
         dollars = num_nodes * kind.dollars_per_hour * seconds / HOUR_S
     return Fit(kind=kind, num_nodes=num_nodes, seconds=seconds, dollars=dollars, notes=tuple(notes))
-
-
-def _together(config: RunConfig, stage: str) -> int:
-    """Devices that one engine spans, which are to be on one node."""
-    spans = {"score": config.score.tensor_parallel_size, "rl": config.rl.tensor_parallel_size}
-    return spans.get(stage, 1)
 
 
 def _per_node(config: RunConfig, kind: NodeKind, together: int) -> int:
@@ -175,7 +170,7 @@ def _why_not(
     if config.cluster.device == "cuda" and not kind.gpus:
         return "has no GPU"
     if not per_node:
-        together = _together(config, phase.name)
+        together = engine_span(config, phase.name)
         gpus = f"{together} GPU and " if config.cluster.device == "cuda" else ""
         return (
             f"a node has {kind.gpus} GPU and {kind.cpus} CPUs, and one engine or worker wants "
@@ -184,7 +179,24 @@ def _why_not(
         )
     if phase.verdict is Verdict.TOO_LARGE:
         return _too_large(config, models, kind, phase)
-    return _too_few(config, phase, per_node=per_node, most=most)
+    too_little = _too_little_host(kind, phase, per_node=per_node)
+    return too_little or _too_few(config, phase, per_node=per_node, most=most)
+
+
+def _too_little_host(kind: NodeKind, phase: Phase, *, per_node: int) -> str | None:
+    """Why a node's own memory does not do for the workers on it; None where it may."""
+    if not phase.on_host:
+        return None
+    # The largest alone: what is loaded has gone before the rest is there.
+    largest = max(phase.on_host, key=lambda item: item.num_bytes)
+    workers = min(per_node, phase.num_workers)
+    if workers * largest.num_bytes <= kind.memory_bytes:
+        return None
+    return (
+        f"a node has {size(kind.memory_bytes)} beside its GPUs, and its {workers} workers hold "
+        f"{size(workers * largest.num_bytes)} there ({largest.name}); take nodes with more memory, "
+        "or a smaller model"
+    )
 
 
 def _too_few(config: RunConfig, phase: Phase, *, per_node: int, most: int) -> str | None:
@@ -217,10 +229,7 @@ def _too_large(config: RunConfig, models: ModelShapes, kind: NodeKind, phase: Ph
         words = f"a worker takes {size(phase.peak.num_bytes)}{had}"
     if not mends:
         return f"{words}, and no setting mends it"
-    settings = " or ".join(
-        " ".join(f"{key}={value}" for key, value in mend.settings.items()) for mend in mends[:2]
-    )
-    return f"{words}; {settings} mends it"
+    return f"{words}; {' or '.join(mend.words for mend in mends[:2])} mends it"
 
 
 def total_dollars(stages: Sequence[StageFits], shape: ClusterShape) -> float | None:

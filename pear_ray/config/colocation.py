@@ -12,5 +12,5 @@ class ColocationConfig(Section):
     """Take the engine's weights and cache off the GPU while the policy trains. They are given the
     memory again, and the new weights, at the weight sync."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What the trainer moves to the host's memory while the engine samples: nothing, the
-    optimizer's state, or the weights and the reference policy as well."""
+    """What the trainer has in the host's memory: nothing; the optimizer's state, but for the update
+    itself; or while the engine samples the weights and the reference policy as well."""

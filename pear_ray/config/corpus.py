@@ -30,6 +30,9 @@ class SampledCorpus(Section):
     themselves as well, marked `is_negative`."""
     rewards: RewardConfig = RewardConfig()
     """How completions are verified."""
+    tensor_parallel_size: Annotated[int, Field(gt=0)] = 1
+    """Devices of one node that each engine is spread over, as `evaluate.tensor_parallel_size`; it
+    must divide every behavior model's attention heads."""
 
 
 class ColumnsConfig(Section):

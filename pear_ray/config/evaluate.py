@@ -58,6 +58,10 @@ class EvaluateConfig(Section):
     """Level of the bootstrap intervals over problems."""
     rewards: RewardConfig = RewardConfig()
     """How completions are verified."""
+    tensor_parallel_size: Annotated[int, Field(gt=0)] = 1
+    """Devices of one node that each engine is spread over, for a model that does not fit on one; it
+    must divide the policy's attention heads. With `sft.pass_at_k` so many trainers next to each
+    other share an engine, and it divides `cluster.num_trainers`."""
 
     @model_validator(mode="after")
     def _has_problems(self) -> "EvaluateConfig":

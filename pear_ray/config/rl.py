@@ -85,6 +85,9 @@ class RlConfig(Section):
     microbatch_tokens: Annotated[int, Field(gt=0)] = 8192
     """Most tokens in one forward and backward pass of one rank: rows end to end, or padded where
     the model mixes tokens otherwise than by causal attention. A CPU takes fewer at once."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them, as
+    `sft.activation_checkpointing` does: less memory, a third more compute in training."""
     compile: bool = False
     """Compile the layers of the policy in training and its log-probs with torch.compile, as
     `sft.compile` does."""

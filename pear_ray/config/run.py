@@ -64,12 +64,15 @@ class RunConfig(Section):
                     f"{field}={count} does not split over cluster.num_trainers={ranks} ranks; "
                     f"make it a multiple of {ranks}, or set cluster.num_trainers to a divisor"
                 )
-        sharing = self.rl.tensor_parallel_size
-        if ranks % sharing:
-            raise ValueError(
-                f"rl.tensor_parallel_size={sharing} does not divide cluster.num_trainers={ranks}, "
-                "whose ranks share the engines; use a divisor"
-            )
+        shared = {"rl": self.rl.tensor_parallel_size}
+        if self.sft.pass_at_k is not None:
+            shared["evaluate"] = self.evaluate.tensor_parallel_size
+        for stage, size in shared.items():
+            if ranks % size:
+                raise ValueError(
+                    f"{stage}.tensor_parallel_size={size} does not divide cluster.num_trainers="
+                    f"{ranks}, whose ranks share the engines; use a divisor"
+                )
         updates = self.rl.updates_per_batch
         if self.rl.prompts_per_step % (ranks * updates):
             raise ValueError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import ClusterConfig
+from pear_ray.config.spans import engine_span, spans_in_words
 from pear_ray.engines.environment import engine_environment
 from pear_ray.engines.vllm.spec import EngineSpec
 from pear_ray.errors import CapacityError
@@ -21,9 +22,9 @@ def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
 CPU_SHARE_LEFT = 0.5  # of a scorer's CPUs, so that Ray Data's own tasks find a place
 
 
-def scorer_resources(config: RunConfig) -> dict[str, float]:
-    """What one scoring engine asks Ray for, all on one node."""
-    devices = config.score.tensor_parallel_size
+def engine_resources(config: RunConfig, stage: str) -> dict[str, float]:
+    """What one engine of `stage` asks Ray for, all on one node."""
+    devices = engine_span(config, stage)
     return {name: amount * devices for name, amount in worker_resources(config.cluster).items()}
 
 
@@ -78,6 +79,17 @@ def rl_engine_spec(config: RunConfig, model: Path) -> EngineSpec:
     return dataclasses.replace(spec, max_lora_rank=lora.rank)
 
 
+def sampler_spec(config: RunConfig, model: Path, *, stage: str, sleeps: bool = False) -> EngineSpec:
+    """An engine that samples for `stage`, on one device or on as many as that spreads it over."""
+    return engine_spec(
+        config,
+        model,
+        tensor_parallel_size=engine_span(config, stage),
+        spans_ranks=True,
+        sleeps=sleeps,
+    )
+
+
 def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
     """Environment of every worker process that may hold an engine."""
     inherited = {
@@ -95,8 +107,9 @@ def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
 def demand(config: RunConfig) -> dict[str, float]:
     """The most that any stage needs at once; scoring grows beyond it where it can."""
     cluster = config.cluster
-    scorers = cluster.min_samplers or cluster.num_samplers
-    workers = max(cluster.num_trainers, scorers * config.score.tensor_parallel_size)
+    engines = cluster.min_samplers or cluster.num_samplers
+    widest = max(engine_span(config, stage) for stage in ("collect", "score", "evaluate"))
+    workers = max(cluster.num_trainers, engines * widest)
     return {name: amount * workers for name, amount in worker_resources(cluster).items()}
 
 
@@ -116,9 +129,9 @@ def check_capacity(config: RunConfig, found: Mapping[str, float]) -> None:
             f"asked for {want:g} {name}, the cluster has {have:g}"
             for name, (want, have) in short.items()
         )
+        spans = spans_in_words(config)
         raise CapacityError(
             f"{asked}: lower cluster.num_trainers={config.cluster.num_trainers}, "
-            f"cluster.num_samplers={config.cluster.num_samplers}, "
-            f"score.tensor_parallel_size={config.score.tensor_parallel_size} or "
+            f"cluster.num_samplers={config.cluster.num_samplers}, {f'{spans} ' if spans else ''}or "
             f"cluster.cpus_per_worker={config.cluster.cpus_per_worker:g}, or give the cluster more"
         )

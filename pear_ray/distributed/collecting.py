@@ -10,7 +10,7 @@ from pear_ray.artifacts.tables import CORPUS, PASS_RATES, TableWriter, write_row
 from pear_ray.config.corpus import SampledCorpus, sampling_seed
 from pear_ray.config.run import RunConfig
 from pear_ray.corpus.prepare import PartSummary
-from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.capacity import sampler_spec
 from pear_ray.distributed.samplers import SamplerPool
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.engines.model_files import by_source_name, resolve_behavior, resolve_model
@@ -96,7 +96,8 @@ def _sample(
         speed = tokens / (time.monotonic() - started)
         log.log({"collect/tokens_per_s": speed}, step=done, num_steps=len(prompts))
 
-    with SamplerPool(config, engine_spec(config, model), stage="collect") as samplers:
+    spec = sampler_spec(config, model, stage="collect")
+    with SamplerPool(config, spec, stage="collect") as samplers:
         return samplers.generate(prompts, sampling, progress=report)
 
 

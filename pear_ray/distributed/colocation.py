@@ -11,6 +11,16 @@ from pear_ray.engines.policy import Policy
 from pear_ray.engines.trainer import Trainer
 from pear_ray.engines.vllm.engine import VllmEngine
 
+HOST = torch.device("cpu")
+
+
+def optimizer_rests_on(config: ColocationConfig, device: torch.device) -> torch.device | None:
+    """Where the optimizer's state is between two updates; None: where the parameters are.
+
+    Neither the engine nor a forward or backward pass has to leave room for it then.
+    """
+    return HOST if device.type == "cuda" and config.offload != "none" else None
+
 
 class SharedDevice:
     """One rank's device. On a CPU nothing moves, and the same calls run."""
@@ -28,17 +38,14 @@ class SharedDevice:
         self.sender = sender
         self._engine, self._trainer = engine, trainer
         self._reference, self._device = reference, device
-        on_gpu = device.type == "cuda"
-        self._moves_optimizer = on_gpu and config.offload != "none"
-        self._moves_weights = on_gpu and config.offload == "all"
+        # The optimizer's state rests in the host's memory all the time: see `optimizer_rests_on`.
+        self._moves_weights = device.type == "cuda" and config.offload == "all"
 
     def to_trainer(self) -> None:
         """The policy trains next: the engine sleeps, and what was moved away comes back."""
         self._engine.sleep()
         if self._moves_weights:
             self._move_weights(self._device)
-        if self._moves_optimizer:
-            self._trainer.move_optimizer(self._device)
 
     @property
     def takes_turns(self) -> bool:
@@ -55,15 +62,12 @@ class SharedDevice:
             Parameters that the engine holds otherwise than they were sent, and the gap on `canary`,
             in nats.
         """
-        host = torch.device("cpu")
-        if self._moves_optimizer:
-            self._trainer.move_optimizer(host)
         self._release()
         self._engine.wake("weights")
         differing = self.sender.publish_weights()
         trained = weights.canary_logprobs(self._trainer.module, canary)
         if self._moves_weights:
-            self._move_weights(host)
+            self._move_weights(HOST)
         self._release()
         self._engine.wake("kv_cache")
         return differing, weights.canary_gap(self._engine, trained, canary)

@@ -11,7 +11,8 @@ from pear_ray.clusters.market import ON_DEMAND, SPOT, satisfies, training_select
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sections import ClusterConfig
-from pear_ray.distributed.capacity import CPU_SHARE_LEFT, scorer_resources, worker_resources
+from pear_ray.config.spans import SPAN_SETTINGS
+from pear_ray.distributed.capacity import CPU_SHARE_LEFT, engine_resources, worker_resources
 from pear_ray.records import HALF_STAGES
 
 SLACK = 1e-6  # of sums of fractions of a CPU
@@ -82,10 +83,10 @@ def stage_demand(config: RunConfig, stage: str) -> Demand | None:
     elif stage in ("score", "diagnose"):
         if stage == "score" and not config.models.behavior:
             return None
-        whole = scorer_resources(config)
+        whole = engine_resources(config, stage)
         return _of_engines(cluster, whole | {"CPU": whole["CPU"] * CPU_SHARE_LEFT})
     elif stage == "evaluate" or (stage == "collect" and isinstance(config.corpus, SampledCorpus)):
-        return _of_engines(cluster, worker_resources(cluster))
+        return _of_engines(cluster, engine_resources(config, stage))
     else:
         return None
     return Demand(
@@ -166,8 +167,8 @@ def infeasible_words(
         )
     return (
         f"{said}: no node of it has room for one; lower cluster.cpus_per_worker or "
-        "score.tensor_parallel_size, set cluster.device, or give the cluster a larger node type"
-        f"{any_node}"
+        f"{SPAN_SETTINGS.get(stage, SPAN_SETTINGS['score'])}, set cluster.device, or give the "
+        f"cluster a larger node type{any_node}"
     )
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from pear_ray.config.evaluate import PassAtKConfig, Suite, suites_of
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.capacity import sampler_spec
 from pear_ray.distributed.in_process import close_rewards, open_engine, open_rewards
 from pear_ray.distributed.train_worker import export
 from pear_ray.engines.chat import ChatTokenizer
@@ -102,7 +102,7 @@ def _requests(
 
 
 class TrainingEvaluation:
-    """pass@k of the weights in training. Every rank has an engine and answers a share.
+    """pass@k of the weights in training. Every engine answers a share, of one rank or of several.
 
     Of equal weights the numbers are those of the evaluate stage, whatever the number of ranks.
     """
@@ -203,7 +203,7 @@ def start_evaluation(
     settings = config.sft.pass_at_k
     if settings is None:
         return None
-    engine = open_engine(engine_spec(config, model, sleeps=True))
+    engine = open_engine(sampler_spec(config, model, stage="evaluate", sleeps=True))
     engine.sleep()
     return TrainingEvaluation(config, settings, chat, engine=engine, stage_dir=stage_dir)
 

@@ -100,6 +100,10 @@ class GrpoWorker(RolloutTrainer):
             if self.rank == 0:
                 self.log.log(before, step=0, num_steps=self.config.num_steps)
 
+    def before_export(self) -> None:
+        """The export asks the policy for log-probs and gathers it: its weights must be there."""
+        self.shared.to_trainer()
+
     def look_at(self, metrics: dict[str, float], *, step: int) -> None:
         """Warn of a gap between sampler and trainer, in every step that has one.
 

@@ -45,6 +45,9 @@ class ReplayWorker(RolloutTrainer):
     def begin(self) -> None:
         """Nothing: there is no engine."""
 
+    def before_export(self) -> None:
+        """Nothing: the trainer has its device to itself."""
+
     def look_at(self, metrics: dict[str, float], *, step: int) -> None:
         """Warn of the first step whose rollouts do not fit the policy."""
         if not self._has_warned and (warning := self.warning(metrics)):

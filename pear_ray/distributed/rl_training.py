@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from pear_ray.algorithms import weight_health
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.colocation import optimizer_rests_on
 from pear_ray.distributed.draining import Wishes
 from pear_ray.distributed.rl_advantages import ALIGNED, Microbatch, give_advantages, rollout_row
 from pear_ray.distributed.rl_terms import denominator_of, microbatch_terms
@@ -18,6 +19,7 @@ from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import MODEL
 from pear_ray.distributed.train_worker import Resumable, commit, export, restore
 from pear_ray.distributed.watchdog import Watchdog
+from pear_ray.engines.backends import prepared
 from pear_ray.engines.batches import (
     Row,
     TokenBatch,
@@ -65,17 +67,17 @@ class RolloutTrainer(abc.ABC):
         self.config, self.chat, self.device = run.rl, chat, device
         policy = load_policy(job.model)
         check_reload(policy, job.model, dtype=run.models.dtype)
-        if self.config.lora is not None:
-            # An extra that an install need not have, and seconds to import.
-            from pear_ray.engines.lora import adapt  # noqa: PLC0415
-
-            adapt(policy, self.config.lora, base=job.model, seed=run.seed)
-        if run.rl.compile:
-            compile_layers(policy, device=run.cluster.device)
-        policy = shard(policy, device=run.cluster.device, dtype=run.models.dtype)
+        where = run.cluster.device
+        policy = prepared(policy, self.config, base=job.model, device=where, seed=run.seed)
+        policy = shard(policy, device=where, dtype=run.models.dtype)
         self.reference = _reference(job, run)
         updates = self.config.num_steps * self.config.updates_per_batch
-        self.trainer = NativeTrainer(policy, self.config.optimizer, num_steps=updates)
+        self.trainer = NativeTrainer(
+            policy,
+            self.config.optimizer,
+            num_steps=updates,
+            state_rests_on=optimizer_rests_on(self.config.colocation, device),
+        )
 
     def run(self) -> None:
         """All steps from the last checkpoint on, then the export; or until the run is to stop."""
@@ -97,11 +99,16 @@ class RolloutTrainer(abc.ABC):
                 return
             self.wishes.end_step(is_last=last)
         self.watchdog.enter("export")
+        self.before_export()
         export(self.trainer, self.chat, self.stage_dir / MODEL)
 
     @abc.abstractmethod
     def begin(self) -> None:
         """What is done before the first step, or after a restart."""
+
+    @abc.abstractmethod
+    def before_export(self) -> None:
+        """Give the trainer its device back, if something else has it."""
 
     @abc.abstractmethod
     def step(self, step: int) -> dict[str, float]:
@@ -202,7 +209,8 @@ class RolloutTrainer(abc.ABC):
         temperature = self.config.temperature
         if self.reference is not None:
             return self.reference(batch, temperature=temperature)
-        from pear_ray.engines.lora import left_out  # noqa: PLC0415 - as for `adapt`
+        # An extra that an install need not have, and seconds to import.
+        from pear_ray.engines.lora import left_out  # noqa: PLC0415
 
         with left_out(self.trainer.module):
             return self.trainer.policy(batch, temperature=temperature)

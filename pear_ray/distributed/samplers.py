@@ -5,6 +5,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -13,47 +14,15 @@ import ray
 
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed import in_process
-from pear_ray.distributed.capacity import num_threads, worker_environment, worker_resources
+from pear_ray.distributed.engine_actors import Engine, start_engine
 from pear_ray.distributed.failures import engine_errors
-from pear_ray.engines.importing import collector_paused
 from pear_ray.engines.vllm.spec import EngineSpec, Sampling
 from pear_ray.records import Completion
 
 PROMPTS_PER_CALL = (
     64  # enough sequences to keep an engine's batch full, few enough to show progress
 )
-
-
-class EngineActor:
-    """One engine in an actor process of its own."""
-
-    def __init__(self, spec: EngineSpec, num_threads: int) -> None:
-        self._name = Path(spec.model).name  # first: Ray asks for it when what follows fails
-        with collector_paused():
-            import torch  # noqa: PLC0415 - the driver that names this class needs no torch
-
-            from pear_ray.engines.vllm.engine import VllmEngine  # noqa: PLC0415 - nor vLLM
-
-        torch.set_num_threads(num_threads)
-        self._engine = VllmEngine(spec, takes_weights=True)
-
-    def __repr__(self) -> str:
-        """What the Ray dashboard calls this actor."""
-        return f"Sampler({self._name})"
-
-    def generate(
-        self, prompts: list[list[int]], sampling: list[Sampling]
-    ) -> list[list[Completion]]:
-        """Completions of each prompt; see `VllmEngine.generate`."""
-        return self._engine.generate(prompts, sampling)
-
-    def load(self, folder: str, max_gap: float) -> float:
-        """Take the weights of `folder`, checked; see `engines.weights.load_checkpoint`."""
-        from pear_ray.engines.weights import load_checkpoint  # noqa: PLC0415
-
-        gap = load_checkpoint(self._engine, Path(folder), max_gap=max_gap)
-        self._name = "/".join(Path(folder).parts[-2:])
-        return gap
+LOST_S = 5.0  # that an engine's other actors get to say that one of them is gone
 
 
 class Samplers(Protocol):
@@ -116,6 +85,27 @@ class HostSampler:
         return done
 
 
+@dataclass(eq=False, slots=True)
+class _Call:
+    """Something that an engine was asked, of all its actors alike.
+
+    Attributes:
+        engine: The engine.
+        refs: What is still to be answered, by its actors.
+        first: Whose answer counts.
+        place: Of the prompts that it is about; None for a start, or a checkpoint to load.
+        answer: That of `first`.
+        is_lost: Whether the engine went before it answered.
+    """
+
+    engine: Engine
+    refs: list[Any]
+    first: Any
+    place: int | None = None
+    answer: Any = None
+    is_lost: bool = False
+
+
 class SamplerPool:
     """`cluster.num_samplers` engines on one model; `load` gives them all another checkpoint.
 
@@ -129,9 +119,9 @@ class SamplerPool:
         self._count = itertools.count()
         self._num_lost = 0
         self._loaded: tuple[str, float] | None = None
-        self._idle: list[Any] = []
-        self._starting: dict[Any, Any] = {}  # by what tells that the actor can be called
-        self._all: list[Any] = []
+        self._idle: list[Engine] = []
+        self._under_way: dict[Any, _Call] = {}  # by each ref
+        self._all: list[Engine] = []
         for _ in range(config.cluster.num_samplers):
             self._start()
 
@@ -146,8 +136,8 @@ class SamplerPool:
         trace: TracebackType | None,
     ) -> None:
         """End the actors, so that their devices are free for the next stage."""
-        for actor in self._all:
-            ray.kill(actor)
+        for engine in self._all:
+            engine.end()
 
     def load(self, folder: Path, *, max_gap: float) -> float:
         """Put the checkpoint in `folder` into every engine; the largest log-prob gap found.
@@ -155,17 +145,18 @@ class SamplerPool:
         Engines that are still to come take it, checked alike, before they are asked for anything.
         """
         self._loaded = (str(folder), max_gap)
-        first, later = self._idle, list(self._starting.values())
-        self._idle, self._starting = [], {}
-        waited = {actor.load.remote(*self._loaded): actor for actor in first}
-        self._starting = waited | {actor.load.remote(*self._loaded): actor for actor in later}
+        first, later = self._idle, {id(call): call.engine for call in self._under_way.values()}
+        self._idle, self._under_way = [], {}
+        waited = [self._ask(engine, "load", *self._loaded) for engine in first]
+        for engine in later.values():
+            self._ask(engine, "load", *self._loaded)
         gaps: list[float] = []
         with engine_errors("loading a checkpoint"):
-            while not gaps or any(ref in self._starting for ref in waited):
-                [ref], _ = ray.wait(list(self._starting), num_returns=1)
-                gap = self._settle(ref)
-                if gap is not None:
-                    gaps.append(gap)
+            while not gaps or any(call.refs and not call.is_lost for call in waited):
+                call = self._next_done()
+                if not call.is_lost:
+                    self._idle.append(call.engine)
+                    gaps.append(call.answer)
         return max(gaps)
 
     def generate(
@@ -202,64 +193,97 @@ class SamplerPool:
         self, calls: Sequence[tuple[list[list[int]], list[Any]]]
     ) -> Iterator[tuple[int, list[list[Completion]]]]:
         """The place of each call and its answer, as they come."""
-        left = deque(range(len(calls)))
-        running: dict[Any, tuple[Any, int]] = {}
-        while left or running:
+        left, num_done = deque(range(len(calls))), 0
+        while num_done < len(calls):
             while left and self._idle:
-                actor, place = self._idle.pop(0), left.popleft()
-                running[actor.generate.remote(*calls[place])] = (actor, place)
-            [ref], _ = ray.wait([*running, *self._starting], num_returns=1)
-            if ref in self._starting:
-                self._settle(ref)
+                place = left.popleft()
+                self._ask(self._idle.pop(0), "generate", *calls[place], place=place)
+            call = self._next_done()
+            if not call.is_lost:
+                self._idle.append(call.engine)
+            if call.place is None:
                 continue
-            actor, place = running.pop(ref)
+            if call.is_lost:
+                left.appendleft(call.place)
+                continue
+            num_done += 1
+            yield call.place, call.answer
+
+    def _start(self) -> None:
+        name = f"{self._config.name}/{self._stage}/sampler-{next(self._count)}-{os.getpid()}"
+        engine = start_engine(self._spec, self._config.cluster, name=name)
+        self._all.append(engine)
+        if self._loaded:
+            self._ask(engine, "load", *self._loaded)
+        else:
+            self._ask(engine, "__ray_ready__")
+
+    def _ask(self, engine: Engine, method: str, *given: Any, place: int | None = None) -> _Call:
+        """Have all actors of `engine` do the same."""
+        refs = [getattr(actor, method).remote(*given) for actor in engine.actors]
+        call = _Call(engine, refs, refs[0], place)
+        self._under_way |= dict.fromkeys(refs, call)
+        return call
+
+    def _next_done(self) -> _Call:
+        """The next call that all actors of its engine have answered, or whose engine is lost.
+
+        A lost engine is replaced.
+        """
+        while True:
+            [ref], _ = ray.wait(list(self._under_way), num_returns=1)
+            call = self._under_way.pop(ref)
+            call.refs.remove(ref)
             try:
                 answer = ray.get(ref)
             except ray.exceptions.RayActorError as error:
-                self._replace(actor, error)
-                left.appendleft(place)
-                continue
-            self._idle.append(actor)
-            yield place, answer
+                self._lose(call, error)
+                return call
+            except ray.exceptions.RayTaskError as error:
+                self._lose(call, _loss_behind(error, call.refs))
+                return call
+            if ref == call.first:
+                call.answer = answer
+            if not call.refs:
+                return call
 
-    def _start(self) -> None:
-        wanted = worker_resources(self._config.cluster)
-        make = ray.remote(EngineActor).options  # type: ignore[attr-defined] - built by ray.remote
-        actor = make(
-            name=f"{self._config.name}/{self._stage}/sampler-{next(self._count)}-{os.getpid()}",
-            num_cpus=wanted["CPU"],
-            num_gpus=wanted.get("GPU", 0),
-            runtime_env={"env_vars": worker_environment(self._config.cluster)},
-        ).remote(self._spec, num_threads(self._config.cluster))
-        ready = actor.load.remote(*self._loaded) if self._loaded else actor.__ray_ready__.remote()
-        self._all.append(actor)
-        self._starting[ready] = actor
-
-    def _settle(self, ref: Any) -> float | None:
-        """The engine behind `ref` can be called; what its loading found. None where it is lost."""
-        actor = self._starting.pop(ref)
-        try:
-            found = ray.get(ref)
-        except ray.exceptions.RayActorError as error:
-            self._replace(actor, error)
-            return None
-        self._idle.append(actor)
-        return found if isinstance(found, float) else None
-
-    def _replace(self, actor: Any, error: ray.exceptions.RayActorError) -> None:
-        """Start another engine for one that is lost.
+    def _lose(self, call: _Call, error: ray.exceptions.RayActorError) -> None:
+        """Start another engine for that of `call`, which is lost.
 
         Raises:
             RayActorError: `error`, where the engine could not start: it would not again; or too
                 many are lost.
         """
+        for ref in call.refs:
+            del self._under_way[ref]
+        call.is_lost = True
         self._num_lost += not error.preempted  # where a host goes as was announced, nothing failed
         cannot_start = "creation task" in str(error)
         if cannot_start or self._num_lost > self._config.cluster.max_failures:
             raise error
-        self._all.remove(actor)
+        call.engine.end()
+        self._all.remove(call.engine)
         self._start()
 
     def _prompts_per_call(self, num_prompts: int) -> int:
         share = -(-num_prompts // self._config.cluster.num_samplers)
         return max(1, min(PROMPTS_PER_CALL, share))
+
+
+def _loss_behind(
+    error: ray.exceptions.RayTaskError, others: list[Any]
+) -> ray.exceptions.RayActorError:
+    """What the other actors of an engine say when one raises `error`: that one of them is gone.
+
+    Raises:
+        RayTaskError: `error`, where all of them are there: it is what it says.
+    """
+    answered, _ = ray.wait(others, num_returns=len(others), timeout=LOST_S) if others else ([], [])
+    for ref in answered:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayActorError as lost:
+            return lost
+        except ray.exceptions.RayTaskError:
+            continue
+    raise error

@@ -22,9 +22,9 @@ from pear_ray.config.run import RunConfig
 from pear_ray.corpus.rows import MAX_LOG_PROB
 from pear_ray.distributed.capacity import (
     CPU_SHARE_LEFT,
+    engine_resources,
     engine_spec,
     num_threads,
-    scorer_resources,
     worker_environment,
 )
 from pear_ray.distributed.failures import engine_errors, quiet_ray_data
@@ -209,7 +209,7 @@ def _scorer_here(job: ScoringJob, source: str) -> BehaviorScorer:
 
 def _dataset(job: ScoringJob, source: str, blocks: Sequence[Block]) -> ray.data.Dataset:
     cluster = job.config.cluster
-    wanted = scorer_resources(job.config)
+    wanted = engine_resources(job.config, "score")
     most = min(cluster.num_samplers, len(blocks))
     least = min(cluster.min_samplers or most, most)
     rows = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import assert_never
 
 from pear_ray.config.backends import DdpBackend, DeepSpeedBackend, FsdpBackend
+from pear_ray.config.rl import RlConfig
 from pear_ray.config.sections import compute_dtype
 from pear_ray.config.sft import SftConfig
 from pear_ray.engines.compiling import compile_layers
@@ -35,7 +36,7 @@ def make_trainer(
         InputError: transformers cannot load the folder.
         EngineError: The model's log-probs cannot be had from hidden states; no compiler is there.
     """
-    policy = _prepared(load_policy(folder), config, base=folder, device=device, seed=seed)
+    policy = prepared(load_policy(folder), config, base=folder, device=device, seed=seed)
     backend, optimizer, ema_decay = config.backend, config.optimizer, config.ema_decay
     match backend:
         case FsdpBackend():
@@ -65,8 +66,21 @@ def make_trainer(
             assert_never(backend)
 
 
-def _prepared(policy: Policy, config: SftConfig, *, base: Path, device: str, seed: int) -> Policy:
-    """`policy` with adapters, checkpointed and compiled, as `config` wants it."""
+def prepared(
+    policy: Policy, config: SftConfig | RlConfig, *, base: Path, device: str, seed: int
+) -> Policy:
+    """`policy` with adapters, checkpointed and compiled, as `config` wants it.
+
+    Args:
+        policy: The model of `base`, not yet spread over ranks; changed in place.
+        config: Its fields of how the model trains, which SFT and RL have alike.
+        base: The model's folder.
+        device: `cpu` or `cuda`.
+        seed: Of adapters, which begin alike on every rank.
+
+    Raises:
+        EngineError: No compiler is there.
+    """
     if config.lora is not None:
         # An extra that an install need not have, and seconds to import.
         from pear_ray.engines.lora import adapt  # noqa: PLC0415

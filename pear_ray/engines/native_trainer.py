@@ -27,7 +27,12 @@ SMALL_BYTES = 64 * 2**20
 
 
 class NativeTrainer(Trainer):
-    """A policy that `policy.shard` or `policy.replicate` has spread, with AdamW."""
+    """A policy that `policy.shard` or `policy.replicate` has spread, with AdamW.
+
+    Where the optimizer's state has another place to rest, it is on the parameters' device for the
+    update alone, which then goes tensor by tensor: PyTorch would otherwise make temporaries of all
+    of them at once on a GPU, as large as the parameters.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class NativeTrainer(Trainer):
         *,
         num_steps: int,
         ema_decay: float | None = None,
+        state_rests_on: torch.device | None = None,
     ) -> None:
         wrapped = isinstance(policy, DistributedDataParallel)
         module: Any = policy.module if wrapped else policy
@@ -47,7 +53,9 @@ class NativeTrainer(Trainer):
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
+            foreach=None if state_rests_on is None else False,
         )
+        self._state_rests_on = state_rests_on
         whole = sum(each.numel() * each.element_size() for each in policy.parameters())
         is_small = isinstance(policy, FSDPModule) and whole <= SMALL_BYTES
         self._small_root = policy if is_small else None
@@ -132,10 +140,19 @@ class NativeTrainer(Trainer):
         if rate is not None and math.isfinite(grad_norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.optimizer.step()
+            self._update()
             self._move_average()
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm
+
+    def _update(self) -> None:
+        """One step of AdamW, its state on the parameters' device meanwhile."""
+        if self._state_rests_on is None:
+            self.optimizer.step()
+            return
+        self.move_optimizer(self._trained[0].device)
+        self.optimizer.step()
+        self.move_optimizer(self._state_rests_on)
 
     @torch.no_grad()
     def _move_average(self) -> None:
@@ -161,6 +178,8 @@ class NativeTrainer(Trainer):
             options=StateDictOptions(strict=self.module.frozen_base is None),
         )
         self.step_count = int(state["step_count"])
+        if self._state_rests_on is not None:  # it was loaded beside the parameters
+            self.move_optimizer(self._state_rests_on)
 
     def _gather(self) -> dict[str, torch.Tensor]:
         options = StateDictOptions(

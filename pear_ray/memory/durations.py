@@ -3,7 +3,8 @@
 An estimate: it knows neither how long rows are (the workload says) nor how full a GPU is kept (the
 pace assumes). FLOPs of a pass over given tokens are 2 N per token and, for attention, 4 x layers x
 width of the queries x length per token, as if it were not causal; a training step takes three such
-passes (6 N), with activation checkpointing four (8 N).
+passes (6 N), with activation checkpointing four (8 N), and RL another for the log-probs of a
+reference, and of the policy before a batch's updates, where it wants them.
 """
 
 import math
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.evaluate import suites_of
+from pear_ray.config.rl import RlConfig
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import needs_initial_policy, needs_step_weights
+from pear_ray.config.spans import engine_span
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
 from pear_ray.memory.activations import ENOUGH_TOKENS
 from pear_ray.memory.engine import DTYPE_BYTES
@@ -85,10 +88,14 @@ def plan_durations(
     if isinstance(corpus, SampledCorpus):
         sequences = num_problems(corpus.problems) * corpus.samples_per_problem
         phases["collect"] = decode.parts(
-            largest, sequences, corpus.max_tokens, engines=cluster.num_samplers
+            largest,
+            sequences,
+            corpus.max_tokens,
+            engines=cluster.num_samplers,
+            span=engine_span(config, "collect"),
         )
     if models.behavior:
-        over = cluster.num_samplers * config.score.tensor_parallel_size
+        over = cluster.num_samplers * engine_span(config, "score")
         phases["score"] = [
             _passes("scoring", largest, rows, workload, pace, share=pace.prefill_share, over=over)
         ]
@@ -102,6 +109,7 @@ def plan_durations(
             len(config.evaluate.checkpoints) * num_problems(suite.problems) * suite.num_samples,
             suite.max_tokens,
             engines=cluster.num_samplers,
+            span=engine_span(config, "evaluate"),
         )
     ]
     on_cpu = cluster.device == "cpu"
@@ -163,7 +171,10 @@ def _rl(
     """A step samples with every rank's engine, trains on all of it, and copies the weights."""
     rl, ranks = config.rl, config.cluster.num_trainers
     sequences = rl.prompts_per_step * rl.group_size
-    sampling = decode.parts(shape, sequences, rl.max_tokens, engines=ranks, times=rl.num_steps)
+    span = rl.tensor_parallel_size
+    sampling = decode.parts(
+        shape, sequences, rl.max_tokens, engines=ranks // span, span=span, times=rl.num_steps
+    )
     training = _passes(
         "training",
         shape,
@@ -172,7 +183,7 @@ def _rl(
         pace,
         share=pace.training_share,
         over=ranks,
-        forwards=FORWARDS_PER_STEP,
+        forwards=_rl_forwards(rl),
     )
     copied = 2 * DTYPE_BYTES[config.models.dtype] * shape.num_parameters  # read, and written
     sync = Part(
@@ -185,6 +196,13 @@ def _rl(
         mine = sequences / ranks
         parts.append(_besides(shape, rl.num_steps, mine, rl.microbatch_tokens, workload))
     return parts
+
+
+def _rl_forwards(rl: RlConfig) -> int:
+    """Passes over a trained row: those of a step, and those that only give log-probs."""
+    forwards = FORWARDS_WHEN_CHECKPOINTING if rl.activation_checkpointing else FORWARDS_PER_STEP
+    in_reward = rl.kl.coefficient > 0 and rl.kl.placement == "reward"
+    return forwards + (rl.updates_per_batch > 1 or in_reward) + rl.kl.is_wanted
 
 
 def _passes(
@@ -218,9 +236,19 @@ class _Decoding:
     workload: Workload
 
     def parts(
-        self, shape: ModelShape, sequences: int, max_tokens: int, *, engines: int, times: int = 1
+        self,
+        shape: ModelShape,
+        sequences: int,
+        max_tokens: int,
+        *,
+        engines: int,
+        span: int,
+        times: int = 1,
     ) -> list[Part]:
-        """Of `sequences` over `engines`, done `times` times."""
+        """Of `sequences` over `engines` of `span` devices each, done `times` times.
+
+        What the devices of an engine tell each other is not counted.
+        """
         pace, dtype_bytes = self.pace, DTYPE_BYTES[self.config.models.dtype]
         completion = self.workload.completion_tokens or max(1, max_tokens // 2)
         prompt = max(1, self.workload.row_tokens - completion)
@@ -229,17 +257,18 @@ class _Decoding:
         batch = math.ceil(mine / waves)
         cached = batch * (prompt + completion // 2) * 2 * shape.num_layers * shape.key_size
         read = dtype_bytes * (shape.num_parameters + cached)
-        by_bytes = read / (pace.bytes_per_s * pace.decoding_share)
-        by_flops = 2 * shape.num_parameters * batch / (pace.flops_per_s * pace.prefill_share)
+        by_bytes = read / (pace.bytes_per_s * pace.decoding_share * span)
+        by_flops = 2 * shape.num_parameters * batch / (pace.flops_per_s * pace.prefill_share * span)
         besides = DECODE_STEP_S if self.config.cluster.device == "cpu" else 0.0
         steps = times * waves * completion
         bound = "memory" if by_bytes >= by_flops else "computing"
         prompts = times * mine * forward_flops(shape, prompt)
+        over = f" of {span} devices" if span > 1 else ""
         return [
             Part(
                 name="prompts",
-                seconds=prompts / (pace.flops_per_s * pace.prefill_share),
-                formula=f"{times * mine:,} x {prompt:,} tokens for each engine",
+                seconds=prompts / (pace.flops_per_s * pace.prefill_share * span),
+                formula=f"{times * mine:,} x {prompt:,} tokens for each engine{over}",
             ),
             Part(
                 name="decoding",

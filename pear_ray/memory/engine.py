@@ -8,7 +8,6 @@ from pear_ray.memory.model_shape import ModelShape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 KV_CACHE = "cluster.kv_cache_gib"
-PARALLEL = "score.tensor_parallel_size"
 GPU_SHARE = "cluster.gpu_memory_fraction"
 # Float32 logits, their log-softmax, and one byte each while ranks are counted: what scoring was
 # measured to stay below (benchmarks/results/score.json). Sampling on CPU holds the same three.
@@ -33,6 +32,7 @@ class EnginePlan:
         num_sequences: Sequences of one call.
         top_k: Candidates besides its own that each token is scored with.
         tensor_parallel_size: Devices that the model is split over; sizes are of one of them.
+        parallel_setting: The setting that says so, where there is one.
     """
 
     shape: ModelShape
@@ -46,6 +46,7 @@ class EnginePlan:
     num_sequences: int = MAX_NUM_SEQS
     top_k: int = 0
     tensor_parallel_size: int = 1
+    parallel_setting: str | None = None
 
     @property
     def bytes_each(self) -> int:
@@ -148,8 +149,13 @@ def engine_reload(plan: EnginePlan) -> list[Item]:
 def engine_shortage(plan: EnginePlan) -> Shortage | None:
     """What vLLM would refuse to start with: a KV cache for less than one longest sequence.
 
-    On a GPU the cache is what weights and a pass leave of the engine's share.
+    On a GPU the cache is what weights and a pass leave of the engine's share. Or heads that do not
+    split over the engine's devices.
     """
+    heads, devices = plan.shape.num_heads, plan.tensor_parallel_size
+    if heads % devices and plan.parallel_setting:
+        words = f"{plan.parallel_setting}={devices} does not divide its {heads} attention heads"
+        return Shortage(plan.parallel_setting, words)
     needed = least_kv_bytes(plan)
     one = f"one sequence of models.max_model_len={plan.max_model_len}"
     if plan.device == "cpu":
@@ -182,7 +188,7 @@ def engine_weights(plan: EnginePlan) -> Item:
         name="engine's weights",
         num_bytes=each * total // devices,
         formula=f"{each} bytes x {total:,} parameters{_over(plan)}",
-        setting=PARALLEL if devices > 1 else None,
+        setting=plan.parallel_setting,
     )
 
 

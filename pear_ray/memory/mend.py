@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pear_ray.config.run import RunConfig, validate_run
+from pear_ray.config.spans import SPAN_SETTINGS, engine_span
 from pear_ray.errors import ConfigError
 from pear_ray.memory.items import Phase, Verdict
 
 TOKENS_STEP = 64  # values of token counts are rounded down to it: nobody wants 3,917
 FRACTION_STEP = 0.05
+SPANS = (2, 4, 8)  # devices of one engine, on nodes of up to eight
 # Where what there is is not known, all that can be mended is an engine that lacks something.
 FITTING = {Verdict.FITS, Verdict.TIGHT, Verdict.UNKNOWN}
 Plan = Callable[[RunConfig], Sequence[Phase]]
@@ -25,6 +27,11 @@ class Mend:
     settings: Mapping[str, Any]
     num_bytes: int
     available_bytes: int | None
+
+    @property
+    def words(self) -> str:
+        """`rl.activation_checkpointing=true rl.colocation.offload=all`: overrides that say so."""
+        return " ".join(f"{key}={_spelt(value)}" for key, value in self.settings.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,10 @@ def find_mends(config: RunConfig, name: str, plan: Plan) -> list[Mend]:
         if least is not None:
             joined[knob.setting] = least
     return []
+
+
+def _spelt(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig | None:
@@ -135,9 +146,13 @@ def _knobs(config: RunConfig, name: str) -> Iterator[Knob]:
         yield _fewer_tokens("score.chunk_tokens", config.score.chunk_tokens, least=TOKENS_STEP)
     if name in ("sft", "rl"):
         stage = config.sft if name == "sft" else config.rl
+        if not stage.activation_checkpointing:
+            yield Knob(f"{name}.activation_checkpointing", [True])
         # No fewer than the longest row: it could not be trained on.
         least = config.models.max_model_len
         yield _fewer_tokens(f"{name}.microbatch_tokens", stage.microbatch_tokens, least=least)
+    if cluster.device == "cuda":
+        yield from _gpu_knobs(config, name)
     evaluates = config.sft.pass_at_k is not None
     if name == "sft" and evaluates:
         yield Knob("sft.pass_at_k", [None])
@@ -151,6 +166,19 @@ def _knobs(config: RunConfig, name: str) -> Iterator[Knob]:
         yield Knob("cluster.num_trainers", _trainers(config))
     else:
         yield Knob("cluster.num_samplers", range(cluster.num_samplers - 1, 0, -1))
+
+
+def _gpu_knobs(config: RunConfig, name: str) -> Iterator[Knob]:
+    """More devices for an engine, and the host's memory for a trainer."""
+    if name in SPAN_SETTINGS:
+        wider = [size for size in SPANS if size > engine_span(config, name)]
+        yield Knob(SPAN_SETTINGS[name], wider)
+    if name == "rl":
+        levels = ["none", "optimizer", "all"]
+        more = levels[levels.index(config.rl.colocation.offload) + 1 :]
+        yield Knob("rl.colocation.offload", more)
+    if name == "sft" and config.sft.backend.kind == "fsdp" and not config.sft.backend.cpu_offload:
+        yield Knob("sft.backend.cpu_offload", [True])
 
 
 def _fewer_tokens(setting: str, present: int, *, least: int) -> Knob:

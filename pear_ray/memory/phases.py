@@ -1,6 +1,7 @@
 """A run's phases: who is on a device at the same time, and what it has."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +10,9 @@ from pear_ray.config.evaluate import distinct_rewards, suites_of
 from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.rewards import RewardConfig
 from pear_ray.config.run import RunConfig
+from pear_ray.config.spans import SPAN_SETTINGS, engine_span
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
-from pear_ray.memory.activations import (
-    FLOAT32_BYTES,
-    LARGE_BLOCK_BYTES,
-    largest_microbatch,
-    small_block_bytes,
-)
+from pear_ray.memory.activations import FLOAT32_BYTES, largest_microbatch
 from pear_ray.memory.engine import (
     EnginePlan,
     engine_reload,
@@ -24,11 +21,12 @@ from pear_ray.memory.engine import (
     engine_scoring,
     engine_shortage,
 )
-from pear_ray.memory.items import GIB, Item, Moment, Phase, beside, moment
+from pear_ray.memory.items import Item, Moment, Phase, beside, moment
 from pear_ray.memory.model_shape import ModelShape, read_shape
-from pear_ray.memory.spread import spread_of
+from pear_ray.memory.slack import engine_slack, trainer_slack
+from pear_ray.memory.spread import PARAMETERS, spread_of
 from pear_ray.memory.trainer_plan import TrainerPlan
-from pear_ray.memory.training import trainer_moments, trainer_state
+from pear_ray.memory.training import loaded_whole, trainer_moments, trainer_state
 from pear_ray.memory.turns import colocated_moments, gathered_for_sync
 
 MIB = 2**20
@@ -36,12 +34,6 @@ MIB = 2**20
 PROCESS_BYTES = {"sft": 520 * MIB, "deepspeed": 600 * MIB, "engine": 640 * MIB, "rl": 740 * MIB}
 VERIFIER_BYTES = 140 * MIB
 DRIVER_AND_RAY_BYTES = 1400 * MIB
-# Shares by which measured peaks on CPU were above the plan (benchmarks/results/plan.json), rounded
-# up: of an engine without its KV cache; of a trainer's tensors of less than 32 MiB, which glibc's
-# heap holds, with gaps; of its larger ones. Parameters and moments stay where they are.
-ENGINE_SLACK = 0.2
-HEAP_SLACK = 0.85
-LARGE_BLOCK_SLACK = 0.1
 PADDED_NOTE = (
     "the policy's rows are padded while it trains, and the masks of that are not counted: in each "
     "layer a row of the longest row's length in numbers for each token"
@@ -111,7 +103,7 @@ def plan_phases(
 
 
 def _collect(config: RunConfig, corpus: SampledCorpus, shape: ModelShape, memory: Memory) -> Phase:
-    engine = _engine(config, shape, memory, num_sequences=MAX_NUM_SEQS)
+    engine = _engine(config, shape, memory, "collect")
     moments = beside(engine_sampling(engine), engine_resident(engine))
     return _engine_phase("collect", config, engine, memory, moments, corpus.rewards)
 
@@ -121,17 +113,17 @@ def _score(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
         config,
         shape,
         memory,
+        "score",
         chunk_tokens=config.score.chunk_tokens,
         num_sequences=config.score.rows_per_block,
         top_k=config.score.top_k,
-        tensor_parallel_size=config.score.tensor_parallel_size,
     )
     moments = beside(engine_scoring(engine), engine_resident(engine))
     return _engine_phase("score", config, engine, memory, moments)
 
 
 def _evaluate(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
-    engine = _engine(config, shape, memory)
+    engine = _engine(config, shape, memory, "evaluate")
     resident = engine_resident(engine)
     moments = (
         moment("loading a checkpoint", resident, _loaded_checkpoint(engine)),
@@ -141,19 +133,25 @@ def _evaluate(config: RunConfig, shape: ModelShape, memory: Memory) -> Phase:
     pools = distinct_rewards(config.evaluate)
     num_processes = sum(each.num_processes for each in pools)
     rewards = pools[0].model_copy(update={"num_processes": num_processes})
-    return _engine_phase("evaluate", config, engine, memory, moments, rewards)
+    phase = _engine_phase("evaluate", config, engine, memory, moments, rewards)
+    on_host = (_whole_checkpoint(engine),) if engine.device == "cuda" else ()
+    return dataclasses.replace(phase, on_host=on_host)
 
 
 def _loaded_checkpoint(engine: EnginePlan) -> list[Item]:
     """What is there besides while an engine takes the weights of a checkpoint."""
+    # transformers loads it into the host's memory, wherever the engine computes.
+    whole = [_whole_checkpoint(engine)] if engine.device == "cpu" else []
+    return [*whole, *engine_reload(engine)]
+
+
+def _whole_checkpoint(engine: EnginePlan) -> Item:
     total = engine.shape.num_parameters
-    whole = Item(
+    return Item(
         name="checkpoint while it is loaded",
-        # transformers loads it into the host's memory, wherever the engine computes.
-        num_bytes=FLOAT32_BYTES * total if engine.device == "cpu" else 0,
+        num_bytes=FLOAT32_BYTES * total,
         formula=f"{FLOAT32_BYTES} bytes x {total:,} parameters, beside the engine's own",
     )
-    return [whole, *engine_reload(engine)]
 
 
 def _engine_phase(
@@ -204,7 +202,7 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
     notes = _training_notes(config, shape)
     kind = "deepspeed" if config.sft.backend.kind == "deepspeed" else "sft"
     if config.sft.pass_at_k is not None:
-        engine = _engine(config, shape, memory)
+        engine = _engine(config, shape, memory, "evaluate")
         between = trainer_state(trainer, gradients=False)
         loading = moment("loading weights to evaluate", between, _loaded_checkpoint(engine))
         verifiers = _verifiers(config, "evaluate", suites_of(config.evaluate)[0].rewards)
@@ -215,7 +213,7 @@ def _sft(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing:
         moments=beside(trainer_moments(trainer), _process(config, kind)),
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         slack_bytes=trainer_slack(trainer),
-        on_host=spread_of(trainer).kept_on_host,
+        on_host=_on_host(trainer),
         notes=notes,
     )
 
@@ -237,26 +235,25 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
         ),
         device=config.cluster.device,
         dtype=config.models.dtype,
-        checkpointing=checkpointing,
+        checkpointing=checkpointing or config.rl.activation_checkpointing,
+        moments_on_host=config.cluster.device == "cuda" and config.rl.colocation.offload != "none",
         lora=config.rl.lora,
     )
     verifiers = _verifiers(config, "rl", config.rl.rewards)
     if config.rl.pass_at_k is not None:
         num_rows = max(num_rows, MAX_NUM_SEQS)  # a call of the evaluation fills the engine
         verifiers += _verifiers(config, "evaluate", suites_of(config.evaluate)[0].rewards)
-    engine = _engine(
-        config,
-        shape,
-        memory,
-        num_sequences=num_rows,
-        tensor_parallel_size=config.rl.tensor_parallel_size,
-    )
+    engine = _engine(config, shape, memory, "rl", num_sequences=num_rows)
     between = trainer_state(trainer, gradients=False)
     sync = moment("weight sync", between, gathered_for_sync(trainer), engine_reload(engine))
     notes = _training_notes(config, shape)
     if config.rl.kl.is_wanted and config.rl.lora is None:
         notes = (*notes, REFERENCE_NOTE)
-    return _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
+    phase = _colocated("rl", config, memory, trainer, engine, [sync], verifiers, notes)
+    if config.cluster.device == "cuda" and config.rl.colocation.offload == "all":
+        moved = [item for item in between if item.name == PARAMETERS]
+        phase = dataclasses.replace(phase, on_host=(*phase.on_host, *moved))
+    return phase
 
 
 def _colocated(
@@ -279,21 +276,28 @@ def _colocated(
         available_bytes=_available(config, memory, config.cluster.num_trainers),
         shortage=engine_shortage(engine),
         slack_bytes=trainer_slack(trainer) + engine_slack(engine, alone),
-        on_host=spread_of(trainer).kept_on_host,
+        on_host=_on_host(trainer),
         notes=notes,
     )
+
+
+def _on_host(trainer: TrainerPlan) -> tuple[Item, ...]:
+    """What a rank on a GPU has in the host's memory, at one time or another."""
+    loaded = [loaded_whole(trainer)] if trainer.device == "cuda" else []
+    return (*spread_of(trainer).kept_on_host, *loaded)
 
 
 def _engine(
     config: RunConfig,
     shape: ModelShape,
     memory: Memory,
+    stage: str,
     *,
     chunk_tokens: int | None = None,
     num_sequences: int = MAX_NUM_SEQS,
     top_k: int = 0,
-    tensor_parallel_size: int = 1,
 ) -> EnginePlan:
+    """An engine of `stage`."""
     return EnginePlan(
         shape=shape,
         dtype=config.models.dtype,
@@ -305,7 +309,8 @@ def _engine(
         chunk_tokens=chunk_tokens,
         num_sequences=num_sequences,
         top_k=top_k,
-        tensor_parallel_size=tensor_parallel_size,
+        tensor_parallel_size=engine_span(config, stage),
+        parallel_setting=SPAN_SETTINGS[stage],
     )
 
 
@@ -336,31 +341,6 @@ def _available(
     if config.cluster.device == "cuda" or config.cluster.address is not None:
         return None
     return max(0, memory.host_bytes - DRIVER_AND_RAY_BYTES - beside_them) // num_workers
-
-
-def engine_slack(engine: EnginePlan, moments: Sequence[Moment]) -> int:
-    """Bytes by which an engine with such moments may be above its plan, on CPU."""
-    if engine.device != "cpu":
-        return 0
-    most = max(each.num_bytes for each in moments)
-    return int(ENGINE_SLACK * (most - engine.kv_cache_gib * GIB))
-
-
-def trainer_slack(trainer: TrainerPlan) -> int:
-    """Bytes by which a trainer may be above its plan, on CPU."""
-    if trainer.device != "cpu":
-        return 0
-    shape, batch = trainer.shape, trainer.batch
-    most = max(each.num_bytes for each in trainer_moments(trainer))
-    stays = sum(item.num_bytes for item in trainer_state(trainer, gradients=False))
-    changing = max(0, most - stays)
-    small = small_block_bytes(shape, batch, bytes_each=trainer.bytes_each)
-    # Gradients come in one block per layer.
-    in_layer = FLOAT32_BYTES * trainer.layer_trained
-    if in_layer < LARGE_BLOCK_BYTES:
-        small += in_layer * shape.num_layers // trainer.num_trainers
-    small = min(small, changing)
-    return int(HEAP_SLACK * small + LARGE_BLOCK_SLACK * (changing - small))
 
 
 def _num_candidates(config: RunConfig) -> int:

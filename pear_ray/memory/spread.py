@@ -34,6 +34,7 @@ class Spread:
         whole: On the device from a step's first forward pass to its last backward pass.
         layer: Beside a layer's backward pass.
         reducing: Beside all else when gradients are reduced, activations being gone.
+        for_update: On the device while AdamW updates.
         update_parameters: Numbers that AdamW updates at once.
         kept_on_host: In the host's memory instead, from step to step.
         is_split: Whether a rank holds less than the whole model, so that an export gathers it.
@@ -44,6 +45,7 @@ class Spread:
     whole: tuple[Item, ...] = ()
     layer: tuple[Item, ...] = ()
     reducing: tuple[Item, ...] = ()
+    for_update: tuple[Item, ...] = ()
     update_parameters: int = 0
     kept_on_host: tuple[Item, ...] = ()
     is_split: bool = True
@@ -79,9 +81,11 @@ def num_shards(plan: TrainerPlan) -> int:
 def _fsdp(plan: TrainerPlan, backend: FsdpBackend) -> Spread:
     """Split parameters, moments and gradients; the root whole during a step, a layer in turn."""
     shards = num_shards(plan)
+    moments = (_share(MOMENTS, plan, 2 * FLOAT32_BYTES, shards),)
+    moved = moments if plan.moments_on_host else ()
     state = (
         _share(PARAMETERS, plan, FLOAT32_BYTES, shards, of_all=True),
-        _share(MOMENTS, plan, 2 * FLOAT32_BYTES, shards),
+        *(() if moved else moments),
         *_average(plan, shards),
     )
     gradients = (_share("gradients", plan, FLOAT32_BYTES, shards),)
@@ -91,8 +95,9 @@ def _fsdp(plan: TrainerPlan, backend: FsdpBackend) -> Spread:
         gradients=() if on_host else gradients,
         whole=(gathered_root(plan),),
         layer=_gathered_layer(plan, shards),
+        for_update=moved,
         update_parameters=0 if on_host else _updated_at_once(plan) // shards,
-        kept_on_host=(*state, *gradients) if on_host else (),
+        kept_on_host=(*state, *gradients) if on_host else moved,
         is_split=plan.num_trainers > 1,
     )
 
@@ -122,8 +127,12 @@ def _gathered_layer(plan: TrainerPlan, shards: int) -> tuple[Item, Item]:
 
 
 def _updated_at_once(plan: TrainerPlan) -> int:
-    """PyTorch updates tensor by tensor on CPU, and all of them together (foreach) on CUDA."""
-    return plan.num_trained if plan.device == "cuda" else plan.largest_trained
+    """PyTorch updates tensor by tensor on CPU, and all of them together (foreach) on CUDA.
+
+    There too tensor by tensor where moments come for the update alone.
+    """
+    together = plan.device == "cuda" and not plan.moments_on_host
+    return plan.num_trained if together else plan.largest_trained
 
 
 def _ddp(plan: TrainerPlan) -> Spread:

@@ -26,6 +26,7 @@ class TrainerPlan:
         backend: What spreads parameters, gradients and moments over the ranks.
         keeps_average: Whether an average of the weights is kept.
         num_candidates: Ids besides its own that each token's log-probs are taken of.
+        moments_on_host: Whether AdamW's moments are on the device for the update alone.
         lora: The adapters that alone train; None where all parameters do.
     """
 
@@ -38,6 +39,7 @@ class TrainerPlan:
     backend: BackendConfig = field(default_factory=FsdpBackend)
     keeps_average: bool = False
     num_candidates: int = 0
+    moments_on_host: bool = False
     lora: LoraConfig | None = None
 
     @property

@@ -1,5 +1,6 @@
 """What a step adds to what a trainer keeps, moment by moment."""
 
+from pear_ray.config.backends import FsdpBackend
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
     HEAD_CHUNK_TOKENS,
@@ -44,13 +45,21 @@ def trainer_state(plan: TrainerPlan, *, gradients: bool) -> list[Item]:
 
 
 def _loading(plan: TrainerPlan) -> Moment:
-    """Every rank loads the whole model before it is split."""
+    """Every rank loads the whole model before it is split: always into the host's memory.
+
+    FSDP2 then takes it to a GPU unit by unit, the largest of which is there whole; other backends
+    take all of it.
+    """
     total, ranks = plan.num_parameters, num_shards(plan)
-    whole = Item(
-        name="whole model while it is loaded",
-        num_bytes=FLOAT32_BYTES * total,
-        formula=f"{FLOAT32_BYTES} bytes x {total:,} parameters, on every rank",
-    )
+    whole = loaded_whole(plan)
+    if plan.device == "cuda" and isinstance(plan.backend, FsdpBackend):
+        shape = plan.shape
+        unit = max(shape.outside_parameters, shape.layer_parameters)
+        whole = Item(
+            name="a layer, or embedding and head, before it is split",
+            num_bytes=FLOAT32_BYTES * unit,
+            formula=f"{FLOAT32_BYTES} bytes x {unit:,} parameters",
+        )
     shards = Item(
         name="parameters",
         num_bytes=FLOAT32_BYTES * total // ranks,
@@ -58,6 +67,16 @@ def _loading(plan: TrainerPlan) -> Moment:
         setting=TRAINERS,
     )
     return moment("loading and sharding", [whole, shards])
+
+
+def loaded_whole(plan: TrainerPlan) -> Item:
+    """What a rank loads before the model is split."""
+    total = plan.num_parameters
+    return Item(
+        name="whole model while it is loaded",
+        num_bytes=FLOAT32_BYTES * total,
+        formula=f"{FLOAT32_BYTES} bytes x {total:,} parameters, on every rank",
+    )
 
 
 def _logprobs_forward(plan: TrainerPlan) -> Moment:
@@ -124,9 +143,9 @@ def _layer_backward(plan: TrainerPlan) -> Moment:
 
 
 def _optimizer_step(plan: TrainerPlan) -> Moment:
-    """AdamW's temporaries: two of the largest tensor on CPU, one of every tensor on CUDA."""
+    """AdamW's temporaries: two of the largest tensor, or one of every tensor on CUDA."""
     spread = spread_of(plan)
-    copies = 1 if plan.device == "cuda" else 2
+    copies = 1 if plan.device == "cuda" and not plan.moments_on_host else 2
     numbers = spread.update_parameters
     update = Item(
         name="temporaries of the update",
@@ -137,7 +156,8 @@ def _optimizer_step(plan: TrainerPlan) -> Moment:
     )
     # ZeRO sums up gradients in its own order, and hands them to AdamW as one tensor.
     flat = [item for item in spread.reducing if "partition" in item.name]
-    return moment("the optimizer step", trainer_state(plan, gradients=True), flat, [update])
+    held = [*trainer_state(plan, gradients=True), *spread.for_update]
+    return moment("the optimizer step", held, flat, [update])
 
 
 def _export(plan: TrainerPlan) -> Moment:

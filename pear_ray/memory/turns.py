@@ -4,12 +4,11 @@ from pear_ray.config.run import RunConfig
 from pear_ray.engines.vllm.spec import GATHERED_BYTES
 from pear_ray.memory.engine import EnginePlan, engine_resident, engine_sampling, engine_weights
 from pear_ray.memory.items import Item, Moment, beside, moment
-from pear_ray.memory.spread import MOMENTS, PARAMETERS, gathered_root
+from pear_ray.memory.spread import PARAMETERS, gathered_root
 from pear_ray.memory.trainer_plan import TrainerPlan
 from pear_ray.memory.training import trainer_moments, trainer_state
 
 MIB = 2**20
-MOVED = {"none": (), "optimizer": (MOMENTS,), "all": (MOMENTS, PARAMETERS)}  # by rl.colocation
 
 
 def colocated_moments(
@@ -26,8 +25,9 @@ def colocated_moments(
     """
     between = trainer_state(trainer, gradients=False)
     if config.cluster.device == "cuda" and (stage == "sft" or config.rl.colocation.sleep):
-        moved = MOVED[config.rl.colocation.offload] if stage == "rl" else ()
-        left = [item for item in between if item.name not in moved]
+        # The moments are not among them where they rest in the host's memory.
+        goes = stage == "rl" and config.rl.colocation.offload == "all"
+        left = [item for item in between if not (goes and item.name == PARAMETERS)]
         return [
             *trainer_moments(trainer),
             *beside(handing_over, [engine_weights(engine)]),

@@ -14,7 +14,7 @@ from pear_ray.config.evaluate import distinct_rewards
 from pear_ray.config.problems import GameProblems
 from pear_ray.config.rewards import describe
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.capacity import engine_spec
+from pear_ray.distributed.capacity import sampler_spec
 from pear_ray.distributed.evaluation import Requests, evaluation_requests
 from pear_ray.distributed.in_process import reward_pool
 from pear_ray.distributed.samplers import Samplers, open_samplers
@@ -53,7 +53,7 @@ def run(config: RunConfig, run_dir: Path, *, attempt: int) -> manifest.Manifest:
             (rewards, open_things.enter_context(reward_pool(rewards)))
             for rewards in distinct_rewards(evaluate)
         ]
-        spec = engine_spec(config, base)
+        spec = sampler_spec(config, base, stage="evaluate")
         samplers = open_things.enter_context(open_samplers(config, spec, stage="evaluate"))
         table = open_things.enter_context(
             TableWriter(stage_dir / "samples.parquet", EVALUATION_SAMPLES)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pear_ray.config.spans import engine_span
 from pear_ray.config.study_plan import StudyPlan
 from pear_ray.distributed.capacity import worker_resources
 from pear_ray.errors import ConfigError
@@ -31,10 +32,17 @@ def packing_of(plan: StudyPlan, resources: Mapping[str, float]) -> Packing:
     """The packing of the study on a cluster of `resources`.
 
     Raises:
-        ConfigError: Runs of several trainers are to be packed.
+        ConfigError: Runs of several trainers, or with engines over several devices, are to be
+            packed.
     """
     study, cluster = plan.study, plan.shared_run().cluster
-    packed = cluster.num_trainers == 1 if study.packed is None else study.packed
+    span = engine_span(plan.shared_run(), "evaluate")
+    packed = cluster.num_trainers == span == 1 if study.packed is None else study.packed
+    if packed and span > 1:
+        raise ConfigError(
+            f"packed=true wants runs on one device, and evaluate.tensor_parallel_size={span}; set "
+            "it to 1 in `overrides`, or leave `packed` out"
+        )
     if packed and cluster.num_trainers > 1:
         raise ConfigError(
             f"packed=true wants runs of one trainer, and cluster.num_trainers="

@@ -8,7 +8,7 @@ import torch
 
 from pear_ray.config.colocation import ColocationConfig
 from pear_ray.config.sections import OptimizerConfig
-from pear_ray.distributed.colocation import SharedDevice
+from pear_ray.distributed.colocation import SharedDevice, optimizer_rests_on
 from pear_ray.distributed.train_worker import memory_in_use
 from pear_ray.engines import weights
 from pear_ray.engines.hf_scorer import reference_logprobs
@@ -55,10 +55,16 @@ def test_asleep_it_holds_little_and_answers_nothing(engine: Any) -> None:
 
 @pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
 def test_turns_on_one_device(engine: Any, student: Path, offload: str) -> None:
+    config = ColocationConfig(offload=offload)  # pyrefly: ignore[bad-argument-type]
     policy = shard(load_policy(student), device="cuda", dtype="bfloat16")
-    trainer = NativeTrainer(policy, OptimizerConfig(learning_rate=0.003), num_steps=4)
+    trainer = NativeTrainer(
+        policy,
+        OptimizerConfig(learning_rate=0.003),
+        num_steps=4,
+        state_rests_on=optimizer_rests_on(config, CUDA),
+    )
     shared = SharedDevice(
-        ColocationConfig(offload=offload),  # pyrefly: ignore[bad-argument-type]
+        config,
         engine,
         trainer,
         sender=engine.weight_sender(policy),
@@ -71,6 +77,8 @@ def test_turns_on_one_device(engine: Any, student: Path, offload: str) -> None:
         shared.to_trainer()
         trainer.backward(-trainer.policy(canary, temperature=1.0).sum())
         trainer.step(canary.num_loss_tokens)
+        places = {each["exp_avg"].device.type for each in trainer.optimizer.state.values()}
+        assert places == {"cuda" if offload == "none" else "cpu"}
         differing, gap = shared.to_engine(canary)
         assert (list(differing), gap < 0.1) == ([], True)
         [scored] = engine.score([weights.canary_ids(policy.causal_lm.config.vocab_size)])

@@ -12,11 +12,14 @@ from training_runs import parameters_of, run_config
 from pear_ray.config.run import validate_run
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.environment import engine_environment
+from pear_ray.engines.vllm.spec import Sampling
 
 NUM_RANKS = 2
+PROMPTS = [[5 + n, 7, 11, 13] for n in range(8)]
+SAMPLING = [Sampling(num_samples=2, temperature=1.0, max_tokens=16, seed=n) for n in range(8)]
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, *, seed: int = 0) -> None:
     """Random weights with four heads, which two devices can share, and the student's tokenizer."""
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -33,7 +36,7 @@ def make_model(folder: Path) -> None:
         pad_token_id=256,
         bos_token_id=None,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded_path("student")).save_pretrained(folder)
 
@@ -65,13 +68,20 @@ def run_rank(rank: int, folder: Path, port: int, tensor_parallel_size: int) -> N
             model=folder / "model",
         )
     )
+    answers = worker.engine.generate(PROMPTS, SAMPLING)  # of the weights it was started on
     worker.publish_weights()
     found = [check_start(worker, dtype="float32") | worker._pass_at_k(0)]
     found += [worker.step(step) | worker._pass_at_k(step + 1) for step in range(2)]
     worker.pool.close()
     worker.evaluation.close()
     [norm] = [each for name, each in parameters_of(worker) if name.endswith("model.norm.weight")]
-    text = json.dumps({"metrics": found, "norm": norm.tolist()})
+    completions = [
+        {"token_ids": one.token_ids, "logprobs": one.behavior_logprobs}
+        for group in answers
+        for one in group
+    ]
+    found_here = {"metrics": found, "norm": norm.tolist(), "completions": completions}
+    text = json.dumps(found_here)
     (run_dir / f"rank-{rank}.json").write_text(text, encoding="utf-8")
     dist.barrier()
     os._exit(0)  # vLLM's groups and ours cannot be taken down in every order
@@ -82,6 +92,7 @@ def _config(run_dir: Path, tensor_parallel_size: int) -> Any:
     tree["cluster"]["num_trainers"] = NUM_RANKS
     tree["rl"] |= {
         "tensor_parallel_size": tensor_parallel_size,
+        "activation_checkpointing": tensor_parallel_size > 1,  # which changes nothing
         "max_tokens": 16,
         "overlong": {"max_truncated_fraction": 1.0},  # random weights never end a completion
         "rewards": {"components": [{"kind": "regex", "compare": "match", "pattern": "[0-4]"}]},

@@ -168,6 +168,48 @@ def test_the_kl_to_the_start_is_measured_without_a_penalty(start_grpo: Any) -> N
     assert all(torch.equal(one, other) for (_, one), (_, other) in pairs)
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_activations_that_are_computed_again_change_no_bit(
+    start_grpo: Any, lora: dict[str, Any] | None
+) -> None:
+    """With every pass that a step may have, on whole weights and on adapters; and far less kept."""
+    found, kept = [], []
+    groups = None
+    for again in (False, True):
+        worker = start_grpo(
+            activation_checkpointing=again,
+            lora=lora,
+            updates_per_batch=2,
+            loss="gspo",
+            kl={"coefficient": 0.1},
+            entropy_coefficient=0.01,
+        )
+        groups = groups or make_groups(worker)
+        sums, _ = worker.train(groups)
+        found.append((sums, parameters_of(worker)))
+        kept.append(_kept_for_backward(worker, worker.minibatches(groups)[0][0].batch))
+    (plain, weights), (recomputed, same_weights) = found
+    assert recomputed == plain
+    pairs = zip(weights, same_weights, strict=True)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in pairs)
+    assert kept[1] < 0.4 * kept[0], kept
+
+
+def _kept_for_backward(worker: Any, batch: Any) -> int:
+    """Bytes that autograd keeps between forward and backward."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = worker.trainer.policy(batch, temperature=1.0)  # holds the graph: no storage twice
+    outputs.sum().backward()
+    return sum(sizes.values())
+
+
 def test_a_planted_stale_weight_fails_the_same_step(
     grpo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ def sample(pool: SamplerPool, *, kill: bool) -> list[list[Completion]]:
     ]
     done: list[int] = []
     if kill:
-        first = ray.get(pool._all[0].__ray_call__.remote(lambda engine: os.getpid()))
+        first = ray.get(pool._all[0].actors[0].__ray_call__.remote(lambda _: os.getpid()))
 
     def progress(prompts: int, tokens: int) -> None:
         if kill and not done:

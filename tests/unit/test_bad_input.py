@@ -378,6 +378,13 @@ def test_heads_that_do_not_split(refused: Callable[..., str]) -> None:
     assert "use a divisor of 3" in message
 
 
+@pytest.mark.parametrize("section", ["score", "evaluate"])
+def test_a_vocabulary_that_does_not_split(refused: Callable[..., str], section: str) -> None:
+    message = refused(f"{section}.tensor_parallel_size=3")
+    assert message.startswith(f"ConfigError: {section}.tensor_parallel_size=3 does not divide the ")
+    assert "320 rows that vLLM makes of the vocabulary" in message
+
+
 def test_candidates_of_another_tokenizer(refused: Callable[..., str]) -> None:
     message = refused("score.top_k=5", "models.align=bytes")
     assert message.startswith("ConfigError: ")

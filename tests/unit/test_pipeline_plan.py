@@ -260,6 +260,7 @@ def test_a_run_without_suites_is_what_it_was_before_there_were_any(corpus: Path)
     tree = json.loads(config.model_dump_json())["evaluate"]
     assert tree.pop("suites") == []
     assert tree.pop("checkpoints") == ["base", "sft", "rl"]
+    assert tree.pop("tensor_parallel_size") == 1
     assert set(tree) == {
         "problems", "num_samples", "k", "temperature", "max_tokens", "confidence", "rewards"
     }  # fmt: skip
@@ -270,6 +271,20 @@ def test_a_run_without_suites_is_what_it_was_before_there_were_any(corpus: Path)
         config=[tree, engine, config.seed],
         inputs={"sft": found["sft"], "rl": found["rl"]},
     )
+
+
+def test_rl_without_checkpointing_is_what_it_was_and_with_it_another(corpus: Path) -> None:
+    config = run_config(corpus)
+    tree = config.rl.model_dump(mode="json")
+    assert tree.pop("activation_checkpointing") is False
+    found = fingerprints(config, MODELS)
+    engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
+    assert found["rl"] == manifest.fingerprint(
+        stage="rl", config=[tree, engine | {"seed": 0}], inputs={"sft": found["sft"]}
+    )
+    again = fingerprints(run_config(corpus, rl__activation_checkpointing=True), MODELS)
+    assert again["rl"] != found["rl"]
+    assert again["sft"] == found["sft"]
 
 
 def sampled(corpus: Path, **changes: Any) -> RunConfig:
@@ -284,6 +299,7 @@ def test_a_run_without_a_control_or_a_seed_of_its_corpus_is_what_it_was(corpus: 
     tree = json.loads(config.model_dump_json())
     assert tree["sft"]["weights"].pop("control") == "none"
     assert tree["corpus"].pop("seed") is None
+    assert tree["corpus"].pop("tensor_parallel_size") == 1
     found = fingerprints(config, MODELS)
     engine = {"dtype": config.models.dtype, "max_model_len": config.models.max_model_len}
     models = {"behavior": "behavior-1", "policy": "policy-1"}

@@ -114,7 +114,7 @@ def test_json_holds_every_number(plan: Callable[..., tuple[int, str]]) -> None:
         assert moment["num_bytes"] == sum(item["num_bytes"] for item in moment["items"])
     assert sft["num_bytes"] == max(moment["num_bytes"] for moment in sft["moments"])
     assert all(mend["num_bytes"] <= 24 * 2**30 for mend in sft["mends"])
-    assert "sft.microbatch_tokens" in sft["mends"][0]["settings"]
+    assert "sft.activation_checkpointing" in sft["mends"][0]["settings"]
     assert phases["score"]["mends"] == []
 
 

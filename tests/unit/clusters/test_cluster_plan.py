@@ -114,11 +114,38 @@ def test_scoring_may_begin_with_fewer(plan: Plan) -> None:
 
 
 def test_an_engine_over_several_devices_stays_on_a_node(plan: Plan) -> None:
-    _, out = plan("score.tensor_parallel_size=3", "cluster.num_samplers=2", "--json")
+    sizes = ("score.tensor_parallel_size=4", "cluster.num_samplers=2", "cluster.cpus_per_worker=30")
+    _, out = plan(*sizes, "--json")
     [score] = [each for each in json.loads(out)["stages"] if each["stage"] == "score"]
     nodes = {each["kind"]: each["num_nodes"] for each in score["fits"]}
-    assert score["num_workers"] == 6
-    assert (nodes["h100"], nodes["l4-spot"]) == (1, 2)  # two engines of three in eight, one in four
+    assert score["num_workers"] == 8
+    assert nodes["h100"] == 2  # its CPUs hold six workers, which are one engine of four
+
+
+def test_the_hosts_memory_counts(plan: Plan, tmp_path: Path) -> None:
+    """A model of 32B: eight ranks load it, 976 GiB of the node's memory."""
+    sizes = (
+        "models.policy=jobs/runs/shapes/Qwen3-32B",
+        "rl.activation_checkpointing=true",
+        "rl.colocation.offload=all",
+        "rl.tensor_parallel_size=4",
+        "evaluate.tensor_parallel_size=2",
+        "cluster.num_samplers=4",
+    )
+    _, out = plan(*sizes)
+    assert stage(out, "rl").startswith("8 workers, on h100\n")
+    assert stage(out, "evaluate").startswith("8 workers, on h100")
+    tree = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text(encoding="utf-8"))
+    tree["metadata"] = dict(tree.get("metadata") or {})
+    machine = {"cpus": 192, "memory_gib": 512, "gpus": 8, "gpu": "H100"}
+    tree["metadata"]["instances"] = {"p5.48xlarge": machine}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    _, out = plan(*sizes, cluster=file)
+    assert (
+        "h100       no: a node has 512.00 GiB beside its GPUs, and its 8 workers hold 976.39 GiB "
+        "there (whole model while it is loaded)"
+    ) in stage(out, "rl")
 
 
 def test_your_prices_and_none(plan: Plan, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_run import small_run
+from small_run import GAMES, small_run
 
 from pear_ray.distributed.capacity import (
     check_capacity,
@@ -22,6 +22,18 @@ def test_the_largest_stage_decides() -> None:
     assert demand(config) == {"CPU": 2.0, "GPU": 4.0}
     split = config.score.model_copy(update={"tensor_parallel_size": 8})
     assert demand(config.model_copy(update={"score": split})) == {"CPU": 4.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize("section", ["corpus", "evaluate"])
+def test_engines_over_more_devices_than_there_are(section: str) -> None:
+    sampled = {"kind": "sampled", "problems": GAMES} if section == "corpus" else {}
+    sections = {section: {"problems": GAMES} | sampled | {"tensor_parallel_size": 4}}
+    config = small_run(sections, num_samplers=2, device="cuda")
+    assert demand(config)["GPU"] == 8
+    check_capacity(config, {"CPU": 8.0, "GPU": 8.0})
+    message = rf"asked for 8 GPU, the cluster has 4: .*{section}.tensor_parallel_size=4 or cluster."
+    with pytest.raises(CapacityError, match=message):
+        check_capacity(config, {"CPU": 8.0, "GPU": 4.0})
 
 
 def test_exactly_enough_is_enough() -> None:

@@ -58,6 +58,9 @@ def test_each_stage_asks_for_its_own_places() -> None:
     assert stage_demand(config, "report") is None
     sampled = small_run({"corpus": {"kind": "sampled", "problems": GAMES}}, num_samplers=5)
     assert stage_demand(sampled, "collect").count == 5
+    wide = config.evaluate.model_copy(update={"tensor_parallel_size": 4})
+    evaluate = stage_demand(config.model_copy(update={"evaluate": wide}), "evaluate")
+    assert (evaluate.place, evaluate.count) == ({"CPU": 4.0, "GPU": 4.0}, 3)
 
 
 def test_a_place_is_on_one_node() -> None:

@@ -24,10 +24,14 @@ ROWS = [[5, 60, 70, 80, 90, 257], [7, 33, 257], [9, 40, 41, 42, 257], [11, 257]]
 
 
 def trainer_of(
-    folder: Path, config: OptimizerConfig = CONFIG, *, num_steps: int = 10
+    folder: Path,
+    config: OptimizerConfig = CONFIG,
+    *,
+    num_steps: int = 10,
+    state_rests_on: torch.device | None = None,
 ) -> NativeTrainer:
     policy = shard(load_policy(folder), device="cpu", dtype="float32")
-    return NativeTrainer(policy, config, num_steps=num_steps)
+    return NativeTrainer(policy, config, num_steps=num_steps, state_rests_on=state_rests_on)
 
 
 def numerator(trainer: NativeTrainer, rows: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -137,7 +141,11 @@ def test_nothing_to_divide_by_leaves_the_weights(student: Path, denominator: flo
     assert all(torch.equal(one, other) for one, other in zip(before, weights(trainer), strict=True))
 
 
-def test_save_and_load_go_on_bit_for_bit(student: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rests_on", [None, torch.device("cpu")])
+def test_save_and_load_go_on_bit_for_bit(
+    student: Path, tmp_path: Path, rests_on: torch.device | None
+) -> None:
+    """Also with an optimizer whose state comes for the update, where the first one's stays."""
     config = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.2, final_fraction=0.1)
 
     def step(trainer: NativeTrainer, rows: Sequence[Sequence[int]]) -> None:
@@ -148,7 +156,7 @@ def test_save_and_load_go_on_bit_for_bit(student: Path, tmp_path: Path) -> None:
     step(straight, ROWS[:2])
     straight.save(tmp_path / "checkpoint")
     saved = copy.deepcopy(weights(straight))
-    resumed = trainer_of(student, config)
+    resumed = trainer_of(student, config, state_rests_on=rests_on)
     resumed.load(tmp_path / "checkpoint")
     assert resumed.step_count == 1
     assert all(torch.equal(a, b) for a, b in zip(saved, weights(resumed), strict=True))

@@ -71,6 +71,19 @@ def test_training_is_three_passes_and_four_with_checkpointing(toy: ModelShape) -
     assert again["training"] == pytest.approx(plain["training"] * 4 / 3)
 
 
+def test_rl_has_the_passes_that_its_loss_wants(toy: ModelShape) -> None:
+    plain = seconds(toy)["rl"]["training"]
+    passes = {
+        "rl.activation_checkpointing=true": 4,
+        "rl.updates_per_batch=2": 4,
+        "rl.kl={measure: true}": 4,
+        "rl.kl={coefficient: 0.1, estimator: k1, placement: reward}": 5,
+    }
+    for override, number in passes.items():
+        found = seconds(toy, override)["rl"]["training"]
+        assert found == pytest.approx(plain * number / 3), override
+
+
 def test_each_microbatch_takes_time_beside_computing(toy: ModelShape) -> None:
     """16 prompts x 8 rows of 20 tokens: two full microbatches and half a one, of 1,024 tokens."""
     steps = "rl.num_steps=3"
@@ -116,6 +129,22 @@ def test_decoding_is_bound_by_whichever_is_slower(toy: ModelShape) -> None:
     assert seconds(toy, *small)["rl"]["decoding"] == pytest.approx(24 * (by_bytes + DECODE_STEP_S))
     fast = seconds(toy, *small, bytes_per_s=1e12)["rl"]["decoding"]
     assert fast == pytest.approx(24 * (by_flops + DECODE_STEP_S))
+
+
+def test_an_engine_over_two_devices_takes_half_as_long(toy: ModelShape) -> None:
+    stages = {"collect": "corpus", "evaluate": "evaluate"}
+    one = seconds(toy)
+    two = seconds(toy, *(f"{each}.tensor_parallel_size=2" for each in stages.values()))
+    for stage in stages:
+        assert two[stage]["prompts"] == pytest.approx(one[stage]["prompts"] / 2)
+        steps = one[stage]["decoding"] / 2 - two[stage]["decoding"]
+        assert steps < 0  # a decoding step's own time stays
+    # Of RL's two ranks each has half the sequences, or both have all of them together.
+    apart, shared = (
+        seconds(toy, "cluster.num_trainers=2", f"rl.tensor_parallel_size={size}")["rl"]["prompts"]
+        for size in (1, 2)
+    )
+    assert shared == pytest.approx(apart)
 
 
 def test_a_gpu_has_no_measured_start(toy: ModelShape) -> None:

@@ -144,6 +144,28 @@ def test_checkpointing_takes_less() -> None:
     assert with_it["score"] == without["score"]
 
 
+def test_each_stage_says_for_itself_whether_it_checkpoints() -> None:
+    on_cuda = "cluster.device=cuda"
+    plain, all_of_it = phases(run(on_cuda)), phases(run(on_cuda), checkpointing=True)
+    for name, other in (("sft", "rl"), ("rl", "sft")):
+        found = phases(run(on_cuda, f"{name}.activation_checkpointing=true"))
+        assert found[name] == all_of_it[name]
+        assert found[other] == plain[other]
+
+
+def test_a_gpu_takes_a_model_unit_by_unit_and_its_host_all_of_it() -> None:
+    on_cuda = phases(run("cluster.device=cuda"))["rl"]
+    [loading] = [each for each in on_cuda.moments if each.name == "loading and sharding"]
+    outside = 596_049_920 - 28 * 15_730_944
+    assert loading.num_bytes == 4 * outside + 4 * 596_049_920 // 2
+    [whole] = [item for item in on_cuda.on_host if "while it is loaded" in item.name]
+    assert whole.num_bytes == 4 * 596_049_920
+    ddp = phases(run("cluster.device=cuda", "sft.backend.kind=ddp"))["sft"]
+    [loading] = [each for each in ddp.moments if each.name == "loading and sharding"]
+    assert loading.num_bytes >= 4 * 596_049_920
+    assert phases(run())["rl"].on_host == ()  # where there is no other memory
+
+
 def test_slack_is_of_what_is_made_anew_in_every_step() -> None:
     def slack_and_changing(tokens: int) -> tuple[int, int]:
         row = (f"models.max_model_len={tokens}", f"sft.microbatch_tokens={tokens}")
@@ -244,6 +266,9 @@ def test_adapters_of_rl_take_less_and_keep_no_reference() -> None:
 
 def test_fewer_workers_have_larger_shares_of_this_machine() -> None:
     found = mends("sft", run("sft.global_batch_size=64"), host=24 * GIB)
+    assert found == {"sft.activation_checkpointing": True}  # which changes nothing else
+    checkpointed = run("sft.global_batch_size=64", "sft.activation_checkpointing=true")
+    found = mends("sft", checkpointed, host=13 * GIB)
     assert found["cluster.num_trainers"] == 1
 
 
@@ -267,6 +292,15 @@ def test_an_engine_that_sleeps_leaves_the_gpu_to_the_trainer() -> None:
         [awake] = [each for each in rl.moments if each.name == "the engine is awake"]
         assert names(awake) & {"AdamW's moments", "parameters"} == kept
         others = [each for each in rl.moments if each is not awake]
+        with_moments = {each.name for each in others if "AdamW's moments" in names(each)}
+        if offload != "none":  # they come for the update, which goes tensor by tensor
+            assert with_moments == {"the optimizer step"}
+            assert "AdamW's moments" in {item.name for item in rl.on_host}
+            [step] = [each for each in others if each.name == "the optimizer step"]
+            sizes = {item.name: item.num_bytes for item in step.items}
+            assert sizes["temporaries of the update"] == 8 * QWEN3.vocab_size * QWEN3.hidden_size
+        else:
+            assert {"a layer, backward", "weight sync"} < with_moments
         assert not any("vLLM's share of the GPU" in names(each) for each in others)
         [sync] = [each for each in rl.moments if each.name == "weight sync"]
         assert "engine's weights" in names(sync)
@@ -292,7 +326,8 @@ def test_several_settings_together_where_one_will_not_do() -> None:
     config = run("cluster.kv_cache_gib=4", "cluster.num_trainers=1", "models.max_model_len=256")
     host = 37 * GIB // 2
     [mend] = find_mends(config, "rl", lambda changed: list(phases(changed, host=host).values()))
-    assert set(mend.settings) == {"rl.microbatch_tokens", "cluster.kv_cache_gib"}
+    together = {"rl.activation_checkpointing", "rl.microbatch_tokens", "cluster.kv_cache_gib"}
+    assert set(mend.settings) == together
 
 
 def test_nothing_mends_a_model_that_is_too_large() -> None:
@@ -343,12 +378,50 @@ def test_a_backend_of_ones_own_is_planned_as_itself() -> None:
 def test_what_offloading_puts_on_the_host() -> None:
     on_cuda = ("cluster.device=cuda", "sft.backend.kind=fsdp", "sft.backend.cpu_offload=true")
     found = phases(run(*on_cuda), device=80 * GIB)["sft"]
-    assert sum(item.num_bytes for item in found.on_host) == 16 * QWEN3.num_parameters // 2
+    kept = [item for item in found.on_host if "while it is loaded" not in item.name]
+    assert sum(item.num_bytes for item in kept) == 16 * QWEN3.num_parameters // 2
     assert not {"parameters", "AdamW's moments"} & names(found.peak)
 
 
-def test_devices_of_one_scoring_engine() -> None:
-    score = phases(run("score.tensor_parallel_size=2"), host=64 * GIB)["score"]
-    assert score.num_workers == 2 * run().cluster.num_samplers
-    [weights] = [item for item in score.peak.items if item.name == "engine's weights"]
+@pytest.mark.parametrize(
+    ("stage", "setting"),
+    [
+        ("collect", "corpus.tensor_parallel_size"),
+        ("score", "score.tensor_parallel_size"),
+        ("evaluate", "evaluate.tensor_parallel_size"),
+    ],
+)
+def test_devices_of_one_engine(stage: str, setting: str) -> None:
+    found = phases(run(f"{setting}=2"), host=64 * GIB)[stage]
+    assert found.num_workers == 2 * run().cluster.num_samplers
+    [weights] = [item for item in found.peak.items if item.name == "engine's weights"]
+    assert (weights.num_bytes, weights.setting) == (2 * QWEN3.num_parameters, setting)
+
+
+def test_an_engine_that_sft_evaluates_with_is_evaluates_own() -> None:
+    on = ("sft.pass_at_k={every: 5}", "cluster.num_trainers=2")
+    whole, half = (
+        phases(run(*on, f"evaluate.tensor_parallel_size={size}"))["sft"] for size in (1, 2)
+    )
+    [weights] = [item for item in half.peak.items if item.name == "engine's weights"]
     assert weights.num_bytes == 2 * QWEN3.num_parameters
+    assert half.num_workers == whole.num_workers == 2
+
+
+def test_more_devices_for_an_engine_mend_a_model_that_is_too_large_for_one() -> None:
+    config = run("cluster.device=cuda", "models.dtype=bfloat16", "cluster.num_trainers=16")
+    for stage, section in (("collect", "corpus"), ("evaluate", "evaluate")):
+        found = mends(stage, config, device=3 * GIB // 2)
+        assert found[f"{section}.tensor_parallel_size"] == 2
+
+
+def test_heads_that_do_not_split_over_the_devices() -> None:
+    found = phases(run("evaluate.tensor_parallel_size=3"), host=64 * GIB)["evaluate"]
+    assert found.verdict is Verdict.TOO_LARGE
+    assert found.shortage is not None
+    assert found.shortage.words.startswith("evaluate.tensor_parallel_size=3 does not divide its 16")
+
+
+def test_the_host_of_a_gpu_holds_a_checkpoint_while_it_is_loaded() -> None:
+    found = phases(run("cluster.device=cuda"), device=80 * GIB)["evaluate"]
+    assert [item.num_bytes for item in found.on_host] == [4 * QWEN3.num_parameters]

@@ -126,6 +126,13 @@ def test_large_runs_bring_groups_of_their_own(tmp_path: Path) -> None:
         packing_of(plan_in(tmp_path, "packed=true", "overrides={cluster.num_trainers: 2}"), {})
 
 
+def test_runs_whose_engines_are_wide_bring_them_along(tmp_path: Path) -> None:
+    wide = "overrides={evaluate.tensor_parallel_size: 2}"
+    assert not packing_of(plan_in(tmp_path, wide), {"CPU": 4.0}).packed
+    with pytest.raises(ConfigError, match="packed=true wants runs on one device"):
+        packing_of(plan_in(tmp_path, "packed=true", wide), {})
+
+
 def test_several_runs_share_a_gpu(tmp_path: Path) -> None:
     cuda = "overrides={cluster.num_trainers: 1, cluster.device: cuda}"
     plan = plan_in(tmp_path, cuda, "gpus_per_run=0.25")
