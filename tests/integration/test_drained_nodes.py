@@ -131,6 +131,53 @@ assert len(found) == 2 and found[0] == found[1]
 """
 
 
+RL_DRAINED = """
+import os, sys, threading, time
+from pathlib import Path
+os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
+import test_killed_rl as runs
+from own_cluster import announce_end, own_cluster
+from pear_ray.telemetry.metrics_log import MetricRecord, read_metrics
+
+NUM_STEPS = 60
+folder = Path(sys.argv[1])
+
+def train(name):
+    # Nothing is saved but for the notice, and no failure is forgiven.
+    settings = {"num_steps": NUM_STEPS, "checkpoint_every": 1000}
+    runs.train({}, folder / name, max_failures=0, **settings)
+
+def started(name):
+    thread = threading.Thread(target=train, args=[name])
+    thread.start()
+    return thread
+
+def logged(name):
+    file = folder / name / "metrics.jsonl"
+    records = read_metrics(file) if file.exists() else []
+    return [r for r in records if isinstance(r, MetricRecord) and r.stage == "rl" and r.step]
+
+with own_cluster(head_cpus=0) as cluster:
+    node = cluster.add_node(num_cpus=1)
+    training = started("drained")
+    while not logged("drained"):
+        time.sleep(0.1)
+    deadline = announce_end(node.node_id, notice_s=7)
+    cluster.add_node(num_cpus=1)
+    time.sleep(max(0.0, deadline - time.time()))
+    cluster.remove_node(node, allow_graceful=False)
+    training.join()
+    started("undisturbed").join()
+found = logged("drained")
+times = [record.time for record in found]
+gaps = [(b - a, record.step) for a, b, record in zip(times, times[1:], found)]
+print("the longest step took", max(gaps)[0], "after step", max(gaps)[1])
+assert [record.step for record in found] == list(range(1, NUM_STEPS + 1)), "lost, or done twice"
+assert max(gaps)[0] > 2, "the group was not started again"
+runs.check_same(folder / "undisturbed", folder / "drained", num_steps=NUM_STEPS)
+"""
+
+
 def test_a_drained_node_loses_no_step(tmp_path: Path) -> None:
     run_script(DRAINED, tmp_path)
 
@@ -138,3 +185,8 @@ def test_a_drained_node_loses_no_step(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_engine_that_goes_with_notice_is_replaced_without_being_counted(tmp_path: Path) -> None:
     run_script(SAMPLING, tmp_path)
+
+
+@pytest.mark.slow
+def test_rl_on_a_drained_node_loses_no_step(tmp_path: Path) -> None:
+    run_script(RL_DRAINED, tmp_path)
