@@ -40,13 +40,20 @@ SHOWN_FOLDERS = 5
 
 
 def excludes_of(target: Target) -> list[str]:
-    """Patterns of what is not sent: those of every tree, and the run's own outputs."""
-    excludes = [*EXCLUDES]
+    """Patterns of what is not sent: those of every tree, git's own here, the run's outputs."""
+    excludes = [*EXCLUDES, *_private_excludes(target.root)]
     if "://" not in target.output_dir:
         outputs = Path(target.output_dir).expanduser().resolve()
         if outputs.is_relative_to(target.root) and outputs != target.root:
             excludes.append(f"/{outputs.relative_to(target.root).as_posix()}")
     return excludes
+
+
+def _private_excludes(root: Path) -> list[str]:
+    """What git leaves out in this checkout alone: Ray reads .gitignore files and no more."""
+    file = root / ".git" / "info" / "exclude"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def sent_files(root: Path, excludes: Sequence[str]) -> dict[str, int]:

@@ -39,9 +39,12 @@ def test_outputs_data_caches_and_what_git_ignores_stay_here(tmp_path):
         tmp_path,
         *("jobs/run.py", "pkg/data/rows.py", "pkg/__pycache__/a.pyc", ".venv/lib/big.so"),
         *(".git/objects/a", "outputs/demo/run.json", "data/corpus.jsonl", "notes/secret.txt"),
+        "mine/wheels/large.whl",
         *("results/demo/run.json", "pkg/outputs/keep.txt"),
     )
     (root / ".gitignore").write_text("notes/\n", encoding="utf-8")
+    (root / ".git" / "info").mkdir()
+    (root / ".git" / "info" / "exclude").write_text("# here alone\n\nmine/\n", encoding="utf-8")
     target = target_of(root, output_dir=str(root / "results"))
     assert sent_files(root, excludes_of(target)) == {
         ".gitignore": 7,
