@@ -272,6 +272,7 @@ def test_a_second_run_skips_everything(finished: Path) -> None:
     assert events(finished, attempt=2) == [(stage, "stage_skipped") for stage in STAGES]
 
 
+@pytest.mark.slow
 def test_a_replay_of_the_runs_rollouts_is_the_run(finished: Path) -> None:
     """Trained on without an engine, in other processes: the same losses and weights to the bit."""
     run_to_end(finished, "rl", "--train-only")
@@ -327,12 +328,8 @@ def test_a_probe_of_the_runs_own_seed_is_the_run(finished: Path) -> None:
 
 
 def test_rl_refuses_a_checkpoint_that_was_changed_since_sft(finished: Path, tmp_path: Path) -> None:
-    """By name, before a worker starts; and one put there by hand passes, with a warning."""
-    shutil.copytree(finished / "small", tmp_path / "small")
-    (tmp_path / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
-    shutil.rmtree(tmp_path / "small" / "rl")
-    (tmp_path / "small" / "metrics.jsonl").unlink()
-    model = tmp_path / "small" / "sft" / "model"
+    """By name, before a worker starts."""
+    model = before_rl(finished, tmp_path) / "sft" / "model"
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     planted = json.dumps(config | {"tie_word_embeddings": False})
     (model / "config.json").write_text(planted, encoding="utf-8")
@@ -344,12 +341,25 @@ def test_rl_refuses_a_checkpoint_that_was_changed_since_sft(finished: Path, tmp_
     assert metrics(tmp_path, "rl") == []
     assert not (tmp_path / "small" / "rl" / "rollouts").exists()
 
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (model / "handover.json").unlink()
+
+@pytest.mark.slow
+def test_a_checkpoint_put_there_by_hand_passes_with_a_warning(
+    finished: Path, tmp_path: Path
+) -> None:
+    (before_rl(finished, tmp_path) / "sft" / "model" / "handover.json").unlink()
     run_to_end(tmp_path, "rl", "rl.num_steps=1", "--rollouts-only")
     records = read_metrics(tmp_path / "small" / "metrics.jsonl")
     warned = [r for r in records if isinstance(r, EventRecord) and r.event == "warning"]
     assert any("has no handover.json" in each.message for each in warned)
+
+
+def before_rl(finished: Path, folder: Path) -> Path:
+    """A copy of the run in `folder`, with no RL yet."""
+    shutil.copytree(finished / "small", folder / "small")
+    (folder / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
+    shutil.rmtree(folder / "small" / "rl")
+    (folder / "small" / "metrics.jsonl").unlink()
+    return folder / "small"
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
@@ -376,6 +386,7 @@ def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path
     assert_same_weights(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_sigterm_checkpoints_and_sft_resumes_to_the_same_weights(
     finished: Path, tmp_path: Path
 ) -> None:
