@@ -24,6 +24,7 @@ base: {ROOT}/jobs/runs/suffix.yaml
 overrides:
   corpus.path: embedded:automaton/changed/corpus.parquet
   rl.problems.path: embedded:automaton/changed/train_a.jsonl
+  rl.num_steps: 20  # by then the reversal is wide
   rl.save_rollouts_every: 0
   evaluate.problems.path: embedded:automaton/changed/heldout_a.jsonl
   evaluate.suites: []
