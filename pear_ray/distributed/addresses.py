@@ -1,13 +1,14 @@
-"""The network interface on which the ranks of a worker group meet: the one that Ray uses."""
+"""The network interface on which the ranks of a group meet: the one that Ray uses.
+
+Read by every process with an engine: it imports neither torch nor Ray Train.
+"""
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 import ray
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
 
@@ -18,26 +19,6 @@ class HasAddress(Protocol):
     @property
     def address(self) -> str:
         """As text."""
-
-
-class MeetingConfig(TorchConfig):
-    """How a group is formed, on whatever hosts.
-
-    Gloo listens where the host's own name leads, and that is the loopback wherever `/etc/hosts`
-    says so, as on Debian (`127.0.1.1 NAME`) and in many images: ranks on other hosts then cannot
-    connect.
-    """
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """What forms the group."""
-        return _OnRaysInterface
-
-
-class _OnRaysInterface(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(use_rays_interface)
-        super().on_start(worker_group, backend_config)
 
 
 def use_rays_interface() -> None:

@@ -20,7 +20,8 @@ from ray.train import (
     ScalingConfig,
     UserCallback,
 )
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
@@ -30,7 +31,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from pear_ray.clusters.market import training_selector
 from pear_ray.config.sections import ClusterConfig
 from pear_ray.distributed import in_process
-from pear_ray.distributed.addresses import MeetingConfig
+from pear_ray.distributed.addresses import use_rays_interface
 from pear_ray.distributed.capacity import worker_environment, worker_resources
 from pear_ray.distributed.failures import causes, one_line
 from pear_ray.distributed.watchdog import STALLED_FILE, stalled
@@ -162,6 +163,26 @@ def _failed_while_starting(error: Exception) -> bool:
 
 def _cannot_connect(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or "Gloo connect" in str(error)
+
+
+class MeetingConfig(TorchConfig):
+    """How a group is formed, on whatever hosts.
+
+    Gloo listens where the host's own name leads, and that is the loopback wherever `/etc/hosts`
+    says so, as on Debian (`127.0.1.1 NAME`) and in many images: ranks on other hosts then cannot
+    connect.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What forms the group."""
+        return _OnRaysInterface
+
+
+class _OnRaysInterface(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(use_rays_interface)
+        super().on_start(worker_group, backend_config)
 
 
 class StopAtOurErrors(UserCallback):

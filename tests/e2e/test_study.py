@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,9 @@ def log_of(folder: Path) -> str:
     return max(folder.glob("driver-*.log")).read_text(encoding="utf-8")
 
 
-def wait_for(path: Path, process: "subprocess.Popen[str]", folder: Path) -> None:
+def wait_until(reached: Callable[[], bool], process: "subprocess.Popen[str]", folder: Path) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not path.exists():
+    while not reached():
         assert process.poll() is None, log_of(folder)[-4000:]
         assert time.monotonic() < deadline, log_of(folder)[-4000:]
         time.sleep(0.2)
@@ -73,7 +74,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "reversal.yaml").write_text(STUDY, encoding="utf-8")
     process = start(folder)
     study_dir = folder / "outputs" / "reversal"
-    wait_for(study_dir / "runs" / "sft-seed1" / "evaluate" / "manifest.json", process, folder)
+    evaluated = study_dir / "runs" / "sft-seed1" / "evaluate" / "manifest.json"
+    wait_until(evaluated.exists, process, folder)
     process.send_signal(signal.SIGKILL)
     process.wait()
     again = start(folder)
@@ -134,11 +136,7 @@ def test_a_packed_run_is_the_run_to_the_bit(finished: Path, tmp_path: Path) -> N
         "--reuse",
         str(finished / "outputs" / "reversal" / "shared"),
     )
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(rl_steps(alone)) < COMPARED_STEPS:
-        assert process.poll() is None, log_of(tmp_path)[-4000:]
-        assert time.monotonic() < deadline, log_of(tmp_path)[-4000:]
-        time.sleep(0.5)
+    wait_until(lambda: len(rl_steps(alone)) >= COMPARED_STEPS, process, tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=TIMEOUT_S) == 0, log_of(tmp_path)[-4000:]
     expected = load_file(packed / "sft" / "model" / "model.safetensors")
