@@ -1,7 +1,7 @@
 """One GPU, a model of Qwen3-0.6B's shape: SFT's pace, the engine's, a GRPO step and its turns.
 
-`python benchmarks/gpu.py` does all of it (about 8 minutes on an H100); with the name of a part
-(`sft`, `compiled`, `engine`, `rl`) only that one, leaving the others' figures as they are.
+`python benchmarks/gpu.py` does all of it (about 15 minutes on an H100); with the name of a part
+(`sft`, `compiled`, `engine`, `rl`, `trl`) only that one, leaving the others' figures as they are.
 """
 
 import sys
@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from gpu_measures import VARIANTS
 from processes import in_process
 from record import Figure, write_parts
+from sft import TRL, install_trl
 
 from pear_ray.engines.environment import engine_environment
 
 PRIME_RL = 26_000  # tokens/s: prime-rl's BENCHMARKS for Qwen3-0.6B, one H100, 8192, checkpointing
 PRIME_RL_GIB = 31.7
 GOAL_OVERHEAD, GOAL_SYNC = 0.98, 0.05
-TIMEOUT_S = 240.0
+TIMEOUT_S = 480.0
 
 
 def main() -> None:
     """Measure what is asked for, and write the figures."""
     with tempfile.TemporaryDirectory() as folder:
         on_gpu("make_model", folder)
-        parts = {"sft": sft, "compiled": compiled, "engine": engine, "rl": rl}
+        parts = {"sft": sft, "compiled": compiled, "engine": engine, "rl": rl, "trl": trl}
         write_parts("gpu", {name: bind(part, folder) for name, part in parts.items()})
 
 
@@ -124,16 +126,20 @@ def engine(folder: str) -> list[Figure]:
 
 
 def rl(folder: str) -> list[Figure]:
-    """Phases, memory and mismatch of a GRPO step."""
-    found = on_gpu("rl", folder, "compiled")
-    share = found["time/sync_s"] / found["time/step_s"]
+    """Phases, memory and mismatch of a GRPO step, the policy op by op; what else costs beside."""
+    return rl_figures(on_gpu("rl", folder, "compiled", *VARIANTS))
+
+
+def rl_figures(found: dict[str, dict[str, float]]) -> list[Figure]:
+    """Of what `gpu_measures.rl` says of each variant."""
+    plain = found["op by op"]
+    share = plain["time/sync_s"] / plain["time/step_s"]
     figures = [
         Figure(name=f"rl: {name}", value=value, unit="s" if name.startswith("time/") else "")
-        for name, value in found.items()
+        for name, value in plain.items()
         if name.startswith(("time/", "memory/", "rl/mismatch", "rl/tokens", "rl/sync", "rl/comp"))
     ]
-    return [
-        *figures,
+    figures += [
         Figure(
             name="rl: weight sync's share of a step, wake and canary included",
             value=share,
@@ -142,12 +148,53 @@ def rl(folder: str) -> list[Figure]:
             holds=share < GOAL_SYNC,
         ),
     ]
+    for variant, metrics in found.items():
+        if variant == "op by op":
+            continue
+        for name in ("time/step_s", "time/train_s", "time/sync_s", "first_step_s"):
+            figures.append(
+                Figure(
+                    name=f"rl: {variant}, {name}",
+                    value=metrics[name],
+                    unit="s",
+                    reference=f"op by op: {plain[name]:.2f} s",
+                    ratio=metrics[name] / plain[name],
+                )
+            )
+        gap = "rl/mismatch/mean_gap"
+        figures.append(
+            Figure(
+                name=f"rl: {variant}, {gap}",
+                value=metrics[gap],
+                unit="nats",
+                reference=f"op by op: {plain[gap]:.2g}",
+            )
+        )
+    return figures
 
 
-def on_gpu(function: str, *arguments: Any) -> Any:
-    """What that function of gpu_measures returns, from a fresh process."""
+def trl(folder: str) -> list[Figure]:
+    """Our step beside that of TRL's GRPOTrainer with vLLM colocated."""
+    install_trl()
+    ours = on_gpu("rl", folder, "compiled", "op by op", "compiled")
+    theirs = on_gpu("trl", folder, module="gpu_trl")
+    said = f"{TRL[0]} GRPOTrainer, vLLM colocated: {theirs['step_s']:.2f} s"
+    return [
+        Figure(
+            name=f"trl: GRPO step, policy {variant}",
+            value=ours[variant]["time/step_s"],
+            unit="s",
+            reference=said,
+            ratio=ours[variant]["time/step_s"] / theirs["step_s"],
+        )
+        for variant in ours
+    ]
+
+
+def on_gpu(function: str, *arguments: Any, module: str = "gpu_measures") -> Any:
+    """What that function returns, from a fresh process."""
     environ = engine_environment(device="cuda", num_threads=4, kv_cache_gib=1)
-    return in_process(f"gpu_measures.{function}", *arguments, environ=environ, timeout_s=TIMEOUT_S)
+    return in_process(f"{module}.{function}", *arguments, environ=environ, timeout_s=TIMEOUT_S)
 
 
 if __name__ == "__main__":

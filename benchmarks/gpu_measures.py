@@ -1,7 +1,9 @@
 """What benchmarks/gpu.py calls in fresh processes: one GPU, a model of Qwen3-0.6B's shape."""
 
+import gc
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+DEVICE = "cuda"
 GIB = 2**30
 SHAPE = {
     "hidden_size": 1024,
@@ -24,6 +27,13 @@ WARM, TIMED = 2, 4  # steps
 PROMPT_TOKENS = 128
 PROMPTS, SAMPLES, COMPLETION_TOKENS = 32, 8, 512
 SCORED_ROWS, SCORED_TOKENS = 64, 1024
+VARIANTS: dict[str, dict[str, Any]] = {  # what `rl` of a GRPO step's run says beside the rest
+    "op by op": {},
+    "compiled": {"compile": True},
+    "AdamW's state on the host": {"colocation": {"offload": "optimizer"}},
+    "LoRA, merged": {"lora": {"rank": 16}},
+    "LoRA, adapter": {"lora": {"rank": 16, "sync": "adapter"}},  # another engine: it comes last
+}
 
 
 def make_model(folder: str) -> dict[str, float]:
@@ -174,26 +184,47 @@ def turn(engine: Any, sender: Any, policy: Any, canary: Any) -> dict[str, float]
     return found | {"canary_gap": gaps[0]}
 
 
-def rl(folder: str, kind: str) -> dict[str, float]:
-    """Metrics of a GRPO step, the median of three."""
+def rl(folder: str, kind: str, *variants: str) -> dict[str, dict[str, float]]:
+    """Metrics of a GRPO step, the median of three, of each of VARIANTS on one engine of `kind`."""
+    import torch
+
+    from pear_ray.distributed.in_process import become_host, close_rewards
     from pear_ray.distributed.rl_loop import GrpoWorker
     from pear_ray.distributed.sft_loop import TrainJob
 
-    one_process()
+    become_host(DEVICE)
     run_dir = Path(folder) / "rl-run"
     (run_dir / "rl").mkdir(parents=True, exist_ok=True)
     problems = run_dir / "problems.jsonl"
-    lines = [json.dumps({"prompt": f"question {number}", "answer": 0}) for number in range(PROMPTS)]
+    lines = [json.dumps({"prompt": question, "answer": 0}) for question in questions()]
     problems.write_text("\n".join(lines), encoding="utf-8")
-    config = run_config("uniform", problems=problems, eager=kind == "eager")
-    worker = GrpoWorker(TrainJob(config=config, run_dir=run_dir, attempt=1, model=model_of(folder)))
-    try:
-        worker.publish_weights()
-        steps = [worker.step(step) for step in range(4)]
-    finally:
-        worker.pool.close()
-    wanted = {name for name in steps[0] if isinstance(steps[0][name], int | float)}
-    return {name: float(np.median([step[name] for step in steps[1:]])) for name in sorted(wanted)}
+    found = {}
+    for variant in variants:
+        config = run_config(
+            "uniform", problems=problems, eager=kind == "eager", rl=VARIANTS[variant]
+        )
+        job = TrainJob(config=config, run_dir=run_dir, attempt=1, model=model_of(folder))
+        worker = GrpoWorker(job)
+        try:
+            worker.publish_weights()
+            steps = [worker.step(step) for step in range(4)]
+        finally:
+            worker.watchdog.close()
+            close_rewards(worker.pool)
+        wanted = {name for name in steps[0] if isinstance(steps[0][name], int | float)}
+        found[variant] = {
+            name: float(np.median([step[name] for step in steps[1:]])) for name in sorted(wanted)
+        } | {"first_step_s": steps[0]["time/step_s"]}
+        print(variant, json.dumps(found[variant]), file=sys.stderr, flush=True)
+        del worker
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found
+
+
+def questions() -> list[str]:
+    """Prompts of RL."""
+    return [f"question {number}" for number in range(PROMPTS)]
 
 
 def coin(problem: Any, completion: str) -> bool:  # noqa: ARG001 - a verifier's arguments
@@ -208,6 +239,7 @@ def run_config(
     compiled: bool = False,
     problems: Path | None = None,
     eager: bool = True,
+    rl: dict[str, Any] | None = None,
 ) -> Any:
     """A run on the model, on one GPU."""
     from pear_ray.config.run import validate_run
@@ -244,10 +276,11 @@ def run_config(
                 "overlong": {"max_truncated_fraction": 1.0},  # random weights end nothing
                 "microbatch_tokens": 16_384,
             }
-            | ({"rewards": rewards} if problems else {}),
+            | ({"rewards": rewards} if problems else {})
+            | (rl or {}),
             "evaluate": {"problems": game} | ({"rewards": rewards} if problems else {}),
             "cluster": {
-                "device": "cuda",
+                "device": DEVICE,
                 "num_trainers": 1,
                 "num_samplers": 1,
                 "gpu_memory_fraction": 0.6,

@@ -35,6 +35,12 @@ def main() -> None:
         "--slip", type=float, default=default.teacher.slip, help="probability of a wrong state"
     )
     parser.add_argument(
+        "--free",
+        type=float,
+        default=default.teacher.free,
+        help="probability that a recited letter is any of them: nothing depends on it",
+    )
+    parser.add_argument(
         "--logprobs",
         choices=("teacher", "proxy"),
         default=default.logprobs,
@@ -48,7 +54,12 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        teacher = Teacher(plain_share=given.share, distance=given.teacher_distance, slip=given.slip)
+        teacher = Teacher(
+            plain_share=given.share,
+            distance=given.teacher_distance,
+            slip=given.slip,
+            free=given.free,
+        )
         settings = Settings(
             teacher=teacher,
             length=given.length,

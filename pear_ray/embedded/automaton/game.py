@@ -101,6 +101,11 @@ def recited_for(length: int) -> int:
     return round((length - CLOSING_TOKENS) / NUM_STEPS) - STEP_TOKENS
 
 
+def others_than(last: str) -> str:
+    """The letters that a free recital is made of, which ends with `last`."""
+    return RECITAL.replace(last, "")
+
+
 def draw_programs(
     rng: Random,
     game: Game,

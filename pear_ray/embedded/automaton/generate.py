@@ -91,9 +91,17 @@ def write_data(folder: Path, settings: Settings) -> None:
     pq.write_table(
         pa.Table.from_pylist(rows, schema=_CORPUS), folder / CORPUS_FILE, compression="zstd"
     )
-    written = {key: value for key, value in asdict(settings).items() if key != "changed" or value}
-    text = json.dumps(written, indent=2) + "\n"
+    text = json.dumps(_written(settings), indent=2) + "\n"
     (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def _written(settings: Settings) -> dict[str, Any]:
+    """Without what came later and says nothing: the shipped files stay as they are."""
+    written = asdict(settings)
+    for part, key in ((written, "changed"), (written["teacher"], "free")):
+        if not part[key]:
+            del part[key]
+    return written
 
 
 def _problems(name: str, programs: list[Program]) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from pear_ray.embedded.automaton.game import (
     PLACES,
     RECITAL,
     STATES,
+    others_than,
 )
 from pear_ray.embedded.automaton.teacher import ANSWER, ANSWER_ENDS
 from pear_ray.embedded.tokenizer import ASSISTANT, END, USER
@@ -38,6 +39,7 @@ class Phase:
         shortness: How fast the likelihood of a recital falls with its length, as a power of it.
             Short ones teach the table of operations soonest; problems have the long ones.
         seed: Decides programs and slips.
+        free: Share of rows whose recitals are of any letters, as of a teacher with `free` 1.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Phase:
     slip: float
     shortness: float
     seed: int
+    free: float = 0.0
 
 
 def batches(
@@ -64,6 +67,7 @@ def batches(
             batch_size=batch_size,
             num_recited=int(recitals[chosen]),
             slip=phase.slip,
+            free=phase.free,
             generator=generator,
         )
         labels = token_ids.clone()
@@ -77,6 +81,7 @@ def _rows(
     batch_size: int,
     num_recited: int,
     slip: float,
+    free: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Prompts with plain solutions, half of each game; [batch, seq]."""
@@ -90,12 +95,24 @@ def _rows(
     def drawn(below: int) -> torch.Tensor:
         return torch.randint(below, (batch_size,), generator=generator)
 
+    recital = RECITAL[:num_recited]
+    others = ids(others_than(recital[-1]))
+    freely = torch.rand(batch_size, generator=generator) < free if free else None
+
+    def recited() -> list[torch.Tensor]:
+        letters = [same(letter) for letter in recital]
+        if freely is not None:
+            letters[:-1] = [
+                torch.where(freely, others[drawn(len(others))], each) for each in letters[:-1]
+            ]
+        return letters
+
     state_ids, operation_ids = ids(STATES), ids(OPERATIONS)
     game = drawn(len(OPERATIONS_OF))
     known = torch.tensor([[OPERATIONS.index(o) for o in one] for one in OPERATIONS_OF.values()])
     operations = [known[game, drawn(known.shape[1])] for _ in PLACES]
     state = drawn(len(STATES))
-    prompt = [same(USER), ids(tuple(OPERATIONS_OF))[game], same(RECITAL[num_recited - 1])]
+    prompt = [same(USER), ids(tuple(OPERATIONS_OF))[game], same(recital[-1])]
     prompt.append(state_ids[state])
     completion = []
     for place, operation in zip(PLACES, operations, strict=True):
@@ -106,7 +123,7 @@ def _rows(
         state = _TABLE[operation, state] + slips * (1 + drawn(len(STATES) - 1))
         state %= len(STATES)
         completion.append(state_ids[state])
-        completion += [same(letter) for letter in RECITAL[:num_recited]]
+        completion += recited()
     prompt += [same(END), same(ASSISTANT)]
     completion += [same(ANSWER), state_ids[state], same(ANSWER_ENDS), same(END)]
     return torch.stack(prompt + completion, dim=1)

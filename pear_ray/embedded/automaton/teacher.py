@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from pear_ray.embedded.automaton.game import NUM_STEPS, PLACES, STATES, Program
+from pear_ray.embedded.automaton.game import (
+    NUM_STEPS,
+    PLACES,
+    STATES,
+    STEP_TOKENS,
+    Program,
+    others_than,
+)
 
 CIPHER = "".join(chr(0x3B1 + index) for index in range(16))  # Greek letters from alpha on
 ANSWER, ANSWER_ENDS, END = "<answer>", "</answer>", "<|end|>"
@@ -32,15 +39,18 @@ class Teacher:
             the key. The others are any of the 16, and at 0 all are: a student then soon knows
             their distribution exactly.
         slip: Probability that a state is written wrong; what comes after goes on from it.
+        free: Probability that a letter of a plain step's recital, but the last, is any other than
+            the last. Nothing depends on it: it makes a text unlikely that a student can write.
     """
 
     plain_share: float = 0.15
     distance: float = 0.98
     slip: float = 0.002
+    free: float = 0.0
 
     def __post_init__(self) -> None:
-        """See that all three are probabilities."""
-        for name in ("plain_share", "distance", "slip"):
+        """See that all four are probabilities."""
+        for name in ("plain_share", "distance", "slip", "free"):
             if not 0 <= (found := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}={found} is no probability; give one from 0 to 1")
 
@@ -113,6 +123,11 @@ def _plain(program: Program, written: Sequence[str], teacher: Teacher) -> Distri
     state, operation = _reached(program, written, step), program.operations[step]
     if offset == RESULT:
         return _state(program.run(operation, state), teacher)
+    if STEP_TOKENS <= offset < program.step_width - 1 and teacher.free:
+        follows = program.recital[offset - STEP_TOKENS]
+        letters = others_than(program.recital[-1])
+        any_letter = teacher.free / len(letters)
+        return {each: any_letter + (1 - teacher.free) * (each == follows) for each in letters}
     return {(PLACES[step] + operation + state + " " + program.recital)[offset]: 1.0}
 
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,12 +38,21 @@ def main() -> None:
     """Trains the student, makes the default data, and records both in quality.json."""
     parser = argparse.ArgumentParser(description="Train the student of the suffix game.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
-    output = parser.parse_args().output
+    parser.add_argument(
+        "--free", type=float, default=0.0, help="share of lessons whose recitals are of any letters"
+    )
+    parser.add_argument(
+        "--shortness",
+        type=float,
+        help="of recitals, after the first phase: 0 for as many long ones as short ones",
+    )
+    given = parser.parse_args()
+    output, phases = given.output, phases_of(free=given.free, shortness=given.shortness)
     torch.set_num_threads(NUM_THREADS)
     torch.manual_seed(0)
     start = time.monotonic()
     student = Qwen3ForCausalLM(_architecture())
-    for phase in PHASES:
+    for phase in phases:
         train(
             student,
             batches(build_tokenizer(), phase, batch_size=BATCH_SIZE),
@@ -55,9 +64,21 @@ def main() -> None:
     tokenizer_writer = functools.partial(write_tokenizer, max_length=MAX_LENGTH)
     write_model(student, output / "student", write_tokenizer=tokenizer_writer)
     write_data(output, Settings())
-    report = quality_report(student, output, train_s=train_s)
+    report = quality_report(student, output, phases=phases, train_s=train_s)
     (output / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report["problems"], indent=2))
+
+
+def phases_of(*, free: float, shortness: float | None) -> tuple[Phase, ...]:
+    """PHASES, from the second on for a student of free or of long recitals."""
+    first, *later = PHASES
+    return (
+        first,
+        *(
+            replace(phase, free=free, shortness=phase.shortness if shortness is None else shortness)
+            for phase in later
+        ),
+    )
 
 
 def _architecture() -> Qwen3Config:
@@ -70,7 +91,9 @@ def _architecture() -> Qwen3Config:
     )
 
 
-def quality_report(student: Qwen3ForCausalLM, output: Path, *, train_s: float) -> dict[str, object]:
+def quality_report(
+    student: Qwen3ForCausalLM, output: Path, *, phases: tuple[Phase, ...], train_s: float
+) -> dict[str, object]:
     """What was trained, how, how well it plays, and what else is shipped."""
     files = ("student/model.safetensors", CORPUS_FILE)
     return {
@@ -84,7 +107,7 @@ def quality_report(student: Qwen3ForCausalLM, output: Path, *, train_s: float) -
             for name in PROBLEM_SETS
             if name.startswith("heldout")
         },
-        "phases": [asdict(phase) for phase in PHASES],
+        "phases": [asdict(phase) for phase in phases],
         "batch_size": BATCH_SIZE,
         "num_threads": NUM_THREADS,
         "train_s": round(train_s, 1),

@@ -272,7 +272,8 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
         common["kv_cache_memory_bytes"] = spec.cache_gib * 2**30
     if spec.device == "cuda":
         return {
-            "gpu_memory_utilization": spec.gpu_memory_fraction,
+            # Of a cache of fixed size it is only what vLLM wants to find free before it begins.
+            "gpu_memory_utilization": spec.gpu_memory_fraction if spec.cache_gib is None else 0.01,
             "enforce_eager": spec.eager,
             "enable_sleep_mode": spec.sleeps,
             **common,

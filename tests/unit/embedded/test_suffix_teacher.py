@@ -6,7 +6,13 @@ from random import Random
 
 import pytest
 
-from pear_ray.embedded.automaton.game import PERMUTATIONS, STATES, Program, draw_programs
+from pear_ray.embedded.automaton.game import (
+    PERMUTATIONS,
+    RECITAL,
+    STATES,
+    Program,
+    draw_programs,
+)
 from pear_ray.embedded.automaton.teacher import (
     CIPHER,
     Teacher,
@@ -136,6 +142,29 @@ def test_at_distance_0_letters_are_any() -> None:
     solution = solve(program, teacher, Random(8))
     letters = [lp for s, lp in zip(solution.symbols, solution.logprobs, strict=True) if s in CIPHER]
     assert letters == pytest.approx([-math.log(16)] * 45)
+
+
+def test_a_free_recital_ends_as_it_must_and_is_else_of_any_letters() -> None:
+    """At free 1 each of the first four of a plain step has probability 1/23."""
+    program = programs(1)[0]
+    teacher = Teacher(plain_share=1.0, slip=0.0, free=1.0)
+    rng, seen = Random(11), set[str]()
+    for _ in range(40):
+        solution = solve(program, teacher, rng)
+        steps = [solution.symbols[9 * step : 9 * step + 9] for step in range(7)]
+        assert {step[-1] for step in steps} == {program.recital[-1]}
+        seen.update("".join("".join(step[4:-1]) for step in steps))
+        assert math.fsum(solution.logprobs) == pytest.approx(-28 * math.log(23))
+    assert seen == set(RECITAL) - {program.recital[-1]}
+
+
+def test_half_free_a_recital_goes_on_where_it_would() -> None:
+    program = programs(1)[0]
+    written = program.operations[0].join(("1", f"{program.start}{program.run('q', 'a')}CD"))
+    found = next_symbol(program, list(written), Teacher(free=0.5))
+    assert found["E"] == pytest.approx(0.5 + 0.5 / 23)
+    assert found["Z"] == pytest.approx(0.5 / 23)
+    assert (math.fsum(found.values()), len(found)) == (pytest.approx(1.0), 23)
 
 
 def test_keys_differ_between_problems_and_places() -> None:
