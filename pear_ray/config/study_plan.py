@@ -199,6 +199,9 @@ class StudyPlan:
             )
 
 
+_RUNS_KEYS = RunConfig.model_fields.keys() - StudyConfig.model_fields.keys()
+
+
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyPlan:
     """Read the study at `path` and its base run, and see that every arm makes a run.
 
@@ -208,6 +211,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyPlan:
     tree = read_tree(path, noun="study file")
     for override in overrides:
         _apply(tree, override)
+    if runs := [key for key in tree if key in _RUNS_KEYS]:
+        raise ConfigError(
+            f"{path}: {', '.join(runs)}: of the run that all arms begin with, not of the study; put "
+            "it under `overrides` (on the command line as in overrides.rl.num_steps=2)"
+        )
     try:
         study = StudyConfig.model_validate_json(json.dumps(tree))
     except ValidationError as error:

@@ -129,6 +129,12 @@ def test_a_study_that_is_missing_is_called_one(tmp_path: Path) -> None:
         load_study(tmp_path / "nothing.yaml")
 
 
+def test_a_key_of_the_run_is_told_where_it_goes(run_file: Path) -> None:
+    said = refusal(run_file, STUDY, "rl.num_steps=2")
+    assert "rl: of the run that all arms begin with" in said
+    assert "overrides.rl.num_steps=2" in said
+
+
 def test_an_override_of_the_runs_keeps_the_rest_of_its_section(run_file: Path) -> None:
     plan = plan_of(run_file, STUDY, "overrides.rl.num_steps=2", "seeds=[7]")
     run, before = (
