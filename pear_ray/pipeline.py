@@ -18,6 +18,7 @@ from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.run import RunConfig, dump_run
 from pear_ray.distributed.capacity import check_capacity
 from pear_ray.distributed.in_process import is_host
+from pear_ray.engines.importing import collector_paused
 from pear_ray.engines.model_files import by_source_name
 from pear_ray.errors import ArtifactError, PearRayError, StopRequested
 from pear_ray.identities import fingerprints
@@ -285,7 +286,8 @@ def _run_stage(config: RunConfig, folder: RunFolder, stage: PlannedStage, *, att
         resumed = manifest.begin(run_dir / stage.name, stage.fingerprint)
     log.event("stage_started", "goes on where it stopped" if resumed else "begins")
     started = time.monotonic()
-    module = importlib.import_module(f"pear_ray.stages.{stage.name}")
+    with collector_paused():
+        module = importlib.import_module(f"pear_ray.stages.{stage.name}")
     wanted = {} if stage.rollouts is None else {"rollouts": stage.rollouts}
     try:
         with _devices(config, stage.name, log):

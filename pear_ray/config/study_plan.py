@@ -213,8 +213,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyPlan:
         _apply(tree, override)
     if runs := [key for key in tree if key in _RUNS_KEYS]:
         raise ConfigError(
-            f"{path}: {', '.join(runs)}: of the run that all arms begin with, not of the study; put "
-            "it under `overrides` (on the command line as in overrides.rl.num_steps=2)"
+            f"{path}: {', '.join(runs)}: of the run that all arms begin with, not of the study; "
+            "put it under `overrides` (on the command line as in overrides.rl.num_steps=2)"
         )
     try:
         study = StudyConfig.model_validate_json(json.dumps(tree))

@@ -12,6 +12,7 @@ from pear_ray.algorithms.policy_losses import kl_k3
 from pear_ray.artifacts.rollouts import FOLDER, read_groups, saved_steps
 from pear_ray.artifacts.run_dir import write_json
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.loops import MEASURED_FILE, READY_STAGE
 from pear_ray.distributed.rl_rollouts_loop import sample_steps
 from pear_ray.distributed.sft_loop import TrainJob
 from pear_ray.distributed.train_group import stop_wished
@@ -21,9 +22,6 @@ from pear_ray.engines.vllm.engine import VllmEngine
 from pear_ray.engines.weights import MAX_GAP, load_checkpoint
 from pear_ray.records import RolloutGroup
 from pear_ray.tasks.reward_pool import RewardPool
-
-STAGE = "ready"
-MEASURED_FILE = "measured.json"
 
 
 def ready_loop(job: dict[str, Any]) -> None:
@@ -42,10 +40,10 @@ def ready_loop(job: dict[str, Any]) -> None:
     pool = RewardPool(run.rl.rewards)  # first: its processes start up meanwhile
     try:
         sampling = replace(told, config=run.model_copy(update={"rl": steps}))
-        engine = sample_steps(sampling, pool, stage=STAGE)
+        engine = sample_steps(sampling, pool, stage=READY_STAGE)
     finally:
         pool.close()
-    stage_dir = told.run_dir / STAGE
+    stage_dir = told.run_dir / READY_STAGE
     rank = dist.get_rank()
     # Rank 0 looks for all: on a shared mount others may not see its newest file yet.
     found: list[Any] = [None, stop_wished(stage_dir)]

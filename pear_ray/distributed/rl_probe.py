@@ -7,7 +7,7 @@ from pathlib import Path
 from pear_ray.artifacts.run_dir import write_json
 from pear_ray.config.ready import ProbeConfig
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.rl_loop import rl_loop
+from pear_ray.distributed.loops import rl_loop
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.telemetry.metrics_log import latest_by_step, read_metrics
 

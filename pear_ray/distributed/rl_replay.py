@@ -7,6 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pear_ray.artifacts.rollouts import FOLDER, read_groups
+from pear_ray.distributed.loops import REPLAY_STAGE
 from pear_ray.distributed.rl_metrics import lag_sums, lap_times, rollout_sums, step_metrics
 from pear_ray.distributed.rl_saving import is_saved, save_rollouts
 from pear_ray.distributed.rl_training import RolloutTrainer, over_ranks
@@ -15,8 +16,6 @@ from pear_ray.distributed.train_worker import Laps, start_worker
 from pear_ray.distributed.watchdog import Watchdog
 from pear_ray.engines.chat import ChatTokenizer
 from pear_ray.telemetry.metrics_log import MetricsLog
-
-STAGE = "rl_train"
 
 
 def replay_loop(job: dict[str, Any]) -> None:
@@ -37,8 +36,8 @@ class ReplayWorker(RolloutTrainer):
         run = job.config
         device = start_worker(run.cluster)
         self.files, self._has_warned = files, False
-        self.stage_dir = job.run_dir / STAGE
-        log = MetricsLog(job.run_dir, run=run.name, stage=STAGE, attempt=job.attempt)
+        self.stage_dir = job.run_dir / REPLAY_STAGE
+        log = MetricsLog(job.run_dir, run=run.name, stage=REPLAY_STAGE, attempt=job.attempt)
         watchdog = Watchdog(run.cluster, self.stage_dir, rank=dist.get_rank(), log=log)
         super().__init__(job, ChatTokenizer(job.model), log, device=device, watchdog=watchdog)
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.distributed.capacity import rl_engine_spec
 from pear_ray.distributed.in_process import open_engine
+from pear_ray.distributed.loops import ROLLOUTS_STAGE
 from pear_ray.distributed.rl_endings import check_endings
 from pear_ray.distributed.rl_metrics import lap_times, rollout_metrics, rollout_sums
 from pear_ray.distributed.rl_rollouts import RolloutMaker
@@ -21,8 +22,6 @@ from pear_ray.engines.vllm.engine import VllmEngine
 from pear_ray.tasks.reward_pool import RewardPool
 from pear_ray.telemetry.metrics_log import MetricsLog
 
-STAGE = "rl_rollouts"
-
 
 def rollouts_loop(job: dict[str, Any]) -> None:
     """Sample, reward and save every step that is not there; Ray Train calls this on every worker.
@@ -34,7 +33,7 @@ def rollouts_loop(job: dict[str, Any]) -> None:
     told = TrainJob(**job)
     pool = RewardPool(told.config.rl.rewards)  # first: its processes start up meanwhile
     try:
-        sample_steps(told, pool, stage=STAGE)
+        sample_steps(told, pool, stage=ROLLOUTS_STAGE)
     finally:
         pool.close()
 

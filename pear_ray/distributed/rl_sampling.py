@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pear_ray.distributed.loops import SAMPLED_GROUPS
 from pear_ray.distributed.rl_endings import check_endings
 from pear_ray.distributed.rl_rollouts import RolloutMaker
 from pear_ray.distributed.train_worker import Laps
@@ -20,7 +21,6 @@ from pear_ray.records import RolloutGroup
 from pear_ray.tasks.reward_totals import outcomes_of
 
 CURSOR_FILE = "sampling.json"
-SAMPLED_GROUPS = "rl/dynamic_sampling/sampled_groups"
 
 
 class Worth(IntEnum):

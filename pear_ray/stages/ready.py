@@ -6,7 +6,8 @@ from pathlib import Path
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.config.run import RunConfig
-from pear_ray.distributed.ready_loop import MEASURED_FILE, STAGE, ready_loop
+from pear_ray.distributed.loops import MEASURED_FILE, ready_loop
+from pear_ray.distributed.loops import READY_STAGE as STAGE
 from pear_ray.distributed.rl_group import run_from_sft
 from pear_ray.distributed.rl_probe import run_probe
 from pear_ray.distributed.session import ray_session

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from pear_ray.artifacts import manifest
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.loops import SAMPLED_GROUPS, rl_loop
 from pear_ray.distributed.rl_group import run_from_sft
-from pear_ray.distributed.rl_loop import rl_loop
-from pear_ray.distributed.rl_sampling import SAMPLED_GROUPS
 from pear_ray.distributed.session import ray_session
 from pear_ray.telemetry.metrics_log import MetricsLog, latest_by_step, read_metrics
 

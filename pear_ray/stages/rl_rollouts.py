@@ -6,8 +6,9 @@ from pathlib import Path
 from pear_ray.artifacts import manifest
 from pear_ray.artifacts.rollouts import FOLDER, saved_steps
 from pear_ray.config.run import RunConfig
+from pear_ray.distributed.loops import ROLLOUTS_STAGE as STAGE
+from pear_ray.distributed.loops import rollouts_loop
 from pear_ray.distributed.rl_group import run_from_sft
-from pear_ray.distributed.rl_rollouts_loop import STAGE, rollouts_loop
 from pear_ray.distributed.session import ray_session
 from pear_ray.errors import StopRequested
 from pear_ray.reporting.rollouts.summary import summarise

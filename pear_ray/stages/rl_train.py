@@ -6,7 +6,8 @@ from pear_ray.artifacts import manifest
 from pear_ray.artifacts.replay import rollout_files
 from pear_ray.config.run import RunConfig
 from pear_ray.distributed.handover import sft_checkpoint
-from pear_ray.distributed.rl_replay import STAGE, replay_loop
+from pear_ray.distributed.loops import REPLAY_STAGE as STAGE
+from pear_ray.distributed.loops import replay_loop
 from pear_ray.distributed.session import ray_session
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.telemetry.metrics_log import MetricsLog, latest_by_step, read_metrics

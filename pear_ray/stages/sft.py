@@ -8,9 +8,9 @@ from pear_ray.artifacts.tables import WEIGHT_SAMPLES, read_table, write_rows
 from pear_ray.config.objectives import reference_top_k
 from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import needs_initial_policy
+from pear_ray.distributed.loops import sft_loop
 from pear_ray.distributed.scoring import policy_job, score_corpus
 from pear_ray.distributed.session import ray_session
-from pear_ray.distributed.sft_loop import sft_loop
 from pear_ray.distributed.sft_rows import INITIAL, num_sft_steps, num_training_rows
 from pear_ray.distributed.train_group import run_train_group
 from pear_ray.engines.model_files import resolve_model
