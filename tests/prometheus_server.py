@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from free_ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "cluster" / "monitoring"
@@ -106,9 +106,7 @@ def prometheus() -> Iterator[Prometheus]:
         discovery["files"] = [str(folder / "ray" / Path(file).name)]
         settings["rule_files"] = [str(MONITORING / name) for name in settings["rule_files"]]
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = f"127.0.0.1:{free_ports(1)[0]}"
         process = subprocess.Popen(
             [
                 server,

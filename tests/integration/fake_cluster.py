@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+from free_ports import free_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
-from ray_head import end_tree, free_ports
+from ray_head import end_tree
 
 ROOT = Path(__file__).parents[2]
 HEAD_ID = "f" * 51 + "00000"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from free_ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
@@ -168,16 +169,6 @@ def end_tree(process: "subprocess.Popen[Any]", others: Iterable[psutil.Process] 
             each.kill()
     process.wait(20)
     psutil.wait_procs(started, timeout=20)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Relay:

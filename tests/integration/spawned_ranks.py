@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from free_ports import free_ports
 
 WAYS = {"at once": (1, 8192), "in microbatches": (1, 40), "on two ranks": (2, 40)}
 
@@ -18,9 +18,7 @@ def found_by_way(run_rank: Callable[..., None], folder: Path) -> dict[str, Any]:
     """What rank 0 of `run_rank` wrote down, for each way of taking a step."""
     results = {}
     for way, (num_ranks, microbatch_tokens) in WAYS.items():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        [port] = free_ports(1)
         torch.multiprocessing.spawn(
             run_rank, args=(folder, port, num_ranks, microbatch_tokens), nprocs=num_ranks
         )

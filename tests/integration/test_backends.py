@@ -1,7 +1,6 @@
 """Every backend takes the steps of plain PyTorch in one process, and resumes bit for bit."""
 
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import backend_ranks
 import peft
 import pytest
 import torch
+from free_ports import free_ports
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -41,9 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spawn(act: Callable[..., None], folder: Path, *, num_ranks: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     torch.multiprocessing.spawn(act, args=(folder, port), nprocs=num_ranks)
 
 

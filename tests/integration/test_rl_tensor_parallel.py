@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import ray
 import tensor_parallel_ranks
 import torch
+from free_ports import free_ports
 from training_runs import run_config
 
 from pear_ray.config.run import validate_run
@@ -33,9 +33,7 @@ def found(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """By the number of ranks per engine, what each rank found."""
     results = {}
     for size in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        [port] = free_ports(1)
         torch.multiprocessing.spawn(
             tensor_parallel_ranks.run_rank, args=(folder, port, size), nprocs=2
         )

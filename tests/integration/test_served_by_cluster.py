@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_head import ROOT, Head, free_ports, ray_head
+from free_ports import free_ports
+from ray_head import ROOT, Head, ray_head
 
 openai = pytest.importorskip("openai", reason="its client comes with vLLM")
 KEY = "0123456789abcdef-of-the-cluster"

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from free_ports import free_ports
 
 from pear_ray.config.lora import LoraConfig
 from pear_ray.embedded.paths import embedded_path
@@ -52,9 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     tree = json.loads(suggested.read_text()) | {"temperature": 0.01, "top_k": 1}
     suggested.write_text(json.dumps(tree))
     write_adapter(folders["tuned"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="pear-") as ray_dir:  # short: Ray's sockets lie in it
         command = [
             sys.executable,
