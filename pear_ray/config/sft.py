@@ -96,6 +96,9 @@ class AlarmsConfig(Section):
     """Share of a step's tokens whose log-weight is at its upper bound: each counts as 148."""
     max_clip_fraction: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Share of a step's tokens whose log-ratio is clipped: their weights tell little apart."""
+    max_source_nll_growth: Annotated[float, Field(gt=1)] = 2.0
+    """NLL of a source's tokens over the lowest that it has been, while the source has less than
+    half of the weight that its tokens would have alike: the policy forgets it."""
     patience: Annotated[int, Field(gt=0)] = 3
     """Steps in a row that must be beyond a bound. Not for the gradient ratio, and not for weights
     that are all at their floor: those speak at once."""

@@ -14,6 +14,8 @@ _NEARER = (
 # A step whose tokens all weigh less than this hundredth moves nothing beside others. A floor above
 # it (log_weight_clip_low near 0) is a choice, and max_floor_fraction speaks of it.
 NEGLIGIBLE_WEIGHT = 0.01
+# Below it a source's NLL may double and mean nothing.
+NOTICEABLE_NLL = 0.1  # nats per token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,8 @@ class Rule:
     options: str
     at_once: bool = False
 
+
+SOURCE = "sft/source/"
 
 RULES = (
     Rule(
@@ -99,6 +103,7 @@ class WeightAlarms:
     weights_are_absolute: bool = True
     _broken: dict[str, int] = field(default_factory=dict)
     _floor_told: bool = False
+    _best_nll: dict[str, float] = field(default_factory=dict)  # of each source
 
     def check(self, metrics: Mapping[str, float], *, step: int) -> list[str]:
         """What to warn of after this step, in words.
@@ -111,10 +116,14 @@ class WeightAlarms:
         known = dict(metrics)
         if all(name in known for name in clipped):
             known["sft/log_ratio_clip_fraction"] = sum(known[name] for name in clipped)
-        return self._all_at_floor(metrics, step) + [
-            self._words(rule, known[rule.metric], step)
-            for rule in RULES
-            if rule.metric in known and self._breaks_now(rule, known[rule.metric])
+        return [
+            *self._all_at_floor(metrics, step),
+            *self._forgotten(metrics, step),
+            *(
+                self._words(rule, known[rule.metric], step)
+                for rule in RULES
+                if rule.metric in known and self._breaks_now(rule, known[rule.metric])
+            ),
         ]
 
     def _all_at_floor(self, metrics: Mapping[str, float], step: int) -> list[str]:
@@ -134,13 +143,38 @@ class WeightAlarms:
         )
         return [words]
 
+    def _forgotten(self, metrics: Mapping[str, float], step: int) -> list[str]:
+        """What to say of sources that lose their weight because the policy unlearns them."""
+        words, bound, patience = [], self.config.max_source_nll_growth, self.config.patience
+        for metric, nll in metrics.items():
+            if not (metric.startswith(SOURCE) and metric.endswith("/nll")):
+                continue
+            source = metric.removeprefix(SOURCE).removesuffix("/nll")
+            best = self._best_nll[source] = min(nll, self._best_nll.get(source, nll))
+            weight, even = (metrics[f"{SOURCE}{source}/{of}_share"] for of in ("weight", "token"))
+            forgets = nll > max(bound * best, NOTICEABLE_NLL) and weight < even / 2
+            if self._has_lasted(source, beyond=forgets, patience=patience):
+                words.append(
+                    f"step {step}: the policy forgets source {source}: {nll:.2g} nats per token, "
+                    f"{best:.2g} at its best, and {weight:.1%} of the weight for "
+                    f"{even:.1%} of the tokens. A ratio that moves with the policy takes weight "
+                    "from what it forgets, which it then forgets more; "
+                    "sft.weights.ratio_policy=init does not move (docs/study.md)"
+                )
+        return words
+
     def _breaks_now(self, rule: Rule, value: float) -> bool:
         bound = getattr(self.config, rule.setting)
         beyond = value < bound if rule.is_minimum else value > bound
-        patience = 1 if rule.at_once else self.config.patience
-        seen = self._broken.get(rule.setting, 0)
+        return self._has_lasted(
+            rule.setting, beyond=beyond, patience=1 if rule.at_once else self.config.patience
+        )
+
+    def _has_lasted(self, what: str, *, beyond: bool, patience: int) -> bool:
+        """Whether `what` has now been beyond its bound for as long as that takes; True once."""
+        seen = self._broken.get(what, 0)
         if seen < patience:  # afterwards it has spoken
-            self._broken[rule.setting] = seen + 1 if beyond else 0
+            self._broken[what] = seen + 1 if beyond else 0
         return beyond and seen + 1 == patience
 
     def _words(self, rule: Rule, value: float, step: int) -> str:

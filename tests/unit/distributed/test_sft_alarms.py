@@ -130,3 +130,44 @@ def test_weights_that_are_divided_by_their_sum_train_at_the_floor() -> None:
 def test_when_small_weights_are_small_steps(changes: dict[str, object], *, absolute: bool) -> None:
     config = SftConfig.model_validate({"optimizer": {"learning_rate": 1e-3}} | changes)
     assert weights_are_absolute(config) is absolute
+
+
+def of_sources(nll: float, weight_share: float) -> dict[str, float]:
+    """A step in which source F is a fifth of the tokens."""
+    rows = {"F": (nll, weight_share, 0.2), "N": (2.0, 1 - weight_share, 0.8)}
+    return FINE | {
+        f"sft/source/{name}/{metric}": value
+        for name, row in rows.items()
+        for metric, value in zip(("nll", "weight_share", "token_share"), row, strict=True)
+    }
+
+
+def test_a_source_that_is_forgotten_as_its_weight_falls_is_named_once() -> None:
+    """Of best .2: .5 is more than twice that; three such steps in a row, then silence."""
+    falls = [of_sources(0.3, 0.6), of_sources(0.2, 0.3)]
+    said = words_of(falls + [of_sources(0.5, 0.02)] * 5)
+    assert [len(each) for each in said] == [0, 0, 0, 0, 1, 0, 0]
+    (words,) = said[4]
+    assert words.startswith(
+        "step 5: the policy forgets source F: 0.5 nats per token, 0.2 at its best, and 2.0% of the "
+        "weight for 20.0% of the tokens"
+    )
+    assert "ratio_policy=init" in words
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        of_sources(0.4, 0.02),  # just twice its best
+        of_sources(0.5, 0.1),  # half of its even weight
+        FINE,  # no source in the step
+    ],
+)
+def test_a_source_that_keeps_its_weight_or_is_known_is_not_forgotten(
+    later: dict[str, float],
+) -> None:
+    assert words_of([of_sources(0.2, 0.3), *[later] * 6]) == [[]] * 7
+
+
+def test_what_is_known_by_heart_may_double() -> None:
+    assert words_of([of_sources(0.01, 0.3), *[of_sources(0.09, 0.02)] * 6]) == [[]] * 7
