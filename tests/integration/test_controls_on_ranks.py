@@ -111,7 +111,7 @@ def test_weights_by_source_leave_the_others_out(process_group: None, scored: Pat
     assert by_source["sft/source/F/weight_share"] == 1.0
 
 
-@pytest.mark.parametrize("export", ["live", "ema"])
+@pytest.mark.parametrize("export", [pytest.param("live", marks=pytest.mark.slow), "ema"])
 def test_no_sft_hands_on_the_base_bit_for_bit(local_ray: None, scored: Path, export: str) -> None:
     """The stage on two ranks, and its checkpoint through the gate."""
     tree = run_config(scored).model_dump(mode="json")
