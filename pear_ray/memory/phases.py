@@ -38,7 +38,7 @@ PADDED_NOTE = (
     "the policy's rows are padded while it trains, and the masks of that are not counted: in each "
     "layer a row of the longest row's length in numbers for each token"
 )
-CUDA_NOTE = "not measured on a GPU: the CUDA context, NCCL's buffers and fragmentation come on top"
+CUDA_NOTE = "the CUDA context, NCCL's buffers and fragmentation come on top"
 REFERENCE_NOTE = (
     "rl.kl keeps a frozen copy of the policy, split like it, whose parameters are not counted here"
 )

@@ -124,7 +124,7 @@ def test_a_process_counts_where_its_memory_is_the_devices() -> None:
     libraries = [item for item in on_cpu["sft"].peak.items if item.formula == "as measured"]
     assert [item.num_bytes for item in libraries] == [PROCESS_BYTES["sft"]]
     assert not any("process" in name for name in names(on_cuda["rl"].peak))
-    assert "not measured on a GPU" in on_cuda["sft"].notes[0]
+    assert "CUDA context" in on_cuda["sft"].notes[0]
 
 
 def test_the_largest_behavior_model_counts() -> None:
