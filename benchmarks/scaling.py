@@ -258,7 +258,7 @@ def small_end() -> Iterator[str]:
         (
             "sampling, 256 x 512 tokens",
             sequences * tokens / (prompts + tokens * step_s),
-            measured("rl: compiled engine, rl/tokens_per_s/sample"),
+            measured("rl: rl/tokens_per_s/sample"),
             "{:,.0f} tokens/s",
         ),
         (
