@@ -10,6 +10,31 @@ from pear_ray.embedded.automaton.teacher import Teacher
 
 def main() -> None:
     """Write corpus.parquet, three problem files and settings.json into a folder."""
+    parser = _parser()
+    given = parser.parse_args()
+    try:
+        teacher = Teacher(
+            plain_share=given.share,
+            distance=given.teacher_distance,
+            slip=given.slip,
+            free=given.free,
+        )
+        settings = Settings(
+            teacher=teacher,
+            length=given.length,
+            rows=given.rows,
+            logprobs=given.logprobs,
+            changed=given.changed,
+            seed=given.seed,
+        )
+        write_data(given.output, settings)
+    except ValueError as error:
+        parser.error(str(error))
+    found = completion_tokens(recited_for(given.length))
+    print(f"{given.output}: {given.rows} rows of {found} tokens, and three problem sets")
+
+
+def _parser() -> argparse.ArgumentParser:
     default = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m pear_ray.embedded.automaton",
@@ -52,27 +77,7 @@ def main() -> None:
         default=default.changed,
         help="operations of game A that do something else than the student has learnt",
     )
-    given = parser.parse_args()
-    try:
-        teacher = Teacher(
-            plain_share=given.share,
-            distance=given.teacher_distance,
-            slip=given.slip,
-            free=given.free,
-        )
-        settings = Settings(
-            teacher=teacher,
-            length=given.length,
-            rows=given.rows,
-            logprobs=given.logprobs,
-            changed=given.changed,
-            seed=given.seed,
-        )
-        write_data(given.output, settings)
-    except ValueError as error:
-        parser.error(str(error))
-    found = completion_tokens(recited_for(given.length))
-    print(f"{given.output}: {given.rows} rows of {found} tokens, and three problem sets")
+    return parser
 
 
 if __name__ == "__main__":
