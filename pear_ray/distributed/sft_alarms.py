@@ -43,8 +43,9 @@ RULES = (
         setting="min_ess_fraction",
         is_minimum=True,
         meaning="the gradient is decided by few tokens",
-        options="a shorter reach (lower sft.weights.gamma) or level=block evens weights out; "
-        + _NEARER,
+        options="a shorter reach (lower sft.weights.gamma) or level=block evens weights out; if it "
+        "falls as training goes on, sft.weights.ratio_policy=init does not prefer what has been "
+        "learnt by heart; or " + _NEARER,
     ),
     Rule(
         metric="sft/log_weight_floor_fraction",
