@@ -53,3 +53,9 @@ def announce_end(node_id: str, *, notice_s: float) -> float:
         int(deadline * 1000),
     )
     return deadline
+
+
+def end_node(cluster: Cluster, node: object, *, at: float) -> None:
+    """End it at that Unix time, without grace; in the main thread, as Ray wants it."""
+    time.sleep(max(0.0, at - time.time()))
+    cluster.remove_node(node, allow_graceful=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
 import torch
 import test_killed_saves as runs
-from own_cluster import ON_DEMAND, SPOT, announce_end, own_cluster
+from own_cluster import ON_DEMAND, SPOT, announce_end, end_node, own_cluster
 from pear_ray.config.run import validate_run
 from pear_ray.distributed.in_process import become_host
 from pear_ray.distributed.sft_loop import sft_loop
@@ -67,11 +67,9 @@ with own_cluster(head_cpus=0) as cluster:
     time.sleep(1)
     deadline = announce_end(node.node_id, notice_s=NOTICE_S)
     noticed = time.time()
-    # The autoscaler's part: another node, and the end of this one at its deadline. In the main
-    # thread, as Ray wants it.
+    # The autoscaler's part: another node, and the end of this one at its deadline.
     other = cluster.add_node(num_cpus=1)  # without a label it will do
-    time.sleep(max(0.0, deadline - time.time()))
-    cluster.remove_node(node, allow_graceful=False)
+    end_node(cluster, node, at=deadline)
     training.join()
 assert "after waiting for 1 CPU on on-demand nodes: cluster has 0; lower" in refusal
 assert refusal.endswith("or let it train on spot nodes with cluster.training_nodes=any")
@@ -100,7 +98,7 @@ import sys, threading, time
 from pathlib import Path
 import ray
 import test_sampler_pool as pools
-from own_cluster import SPOT, announce_end, own_cluster
+from own_cluster import SPOT, announce_end, end_node, own_cluster
 from pear_ray.config.run import validate_run
 from pear_ray.distributed.samplers import SamplerPool
 
@@ -122,8 +120,7 @@ with own_cluster(head_cpus=0) as cluster:
     sampling = threading.Thread(target=sample)
     sampling.start()
     undisturbed.wait()
-    time.sleep(max(0.0, announce_end(node.node_id, notice_s=2) - time.time()) + 1)
-    cluster.remove_node(node, allow_graceful=False)
+    end_node(cluster, node, at=announce_end(node.node_id, notice_s=2) + 1)
     cluster.add_node(num_cpus=1, labels=SPOT)
     drained.set()
     sampling.join()
@@ -136,7 +133,7 @@ import os, sys, threading, time
 from pathlib import Path
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
 import test_killed_rl as runs
-from own_cluster import announce_end, own_cluster
+from own_cluster import announce_end, end_node, own_cluster
 from pear_ray.telemetry.metrics_log import MetricRecord, read_metrics
 
 NUM_STEPS = 60
@@ -164,8 +161,7 @@ with own_cluster(head_cpus=0) as cluster:
         time.sleep(0.1)
     deadline = announce_end(node.node_id, notice_s=7)
     cluster.add_node(num_cpus=1)
-    time.sleep(max(0.0, deadline - time.time()))
-    cluster.remove_node(node, allow_graceful=False)
+    end_node(cluster, node, at=deadline)
     training.join()
     started("undisturbed").join()
 found = logged("drained")
