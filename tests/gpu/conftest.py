@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines.environment import engine_environment
 
 # tests/integration says the opposite when it is collected: the two run in processes of their own.
@@ -19,12 +18,6 @@ os.environ.update(engine_environment(device="cuda", num_threads=1, kv_cache_gib=
 def _needs_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.fail("no CUDA device; leave these tests out with -m 'not gpu'")
-
-
-@pytest.fixture(scope="session")
-def student() -> Path:
-    """Folder of the embedded student, 0.3M parameters."""
-    return embedded_path("student")
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pear_ray.embedded.paths import embedded_path
-
 if TYPE_CHECKING:
     from pear_ray.engines.chat import ChatTokenizer
-
-
-@pytest.fixture(scope="session")
-def student() -> Path:
-    return embedded_path("student")
 
 
 @pytest.fixture(scope="session")

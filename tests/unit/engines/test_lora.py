@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from pear_ray.config.lora import LoraConfig
 from pear_ray.engines.batches import Row, collate
-from pear_ray.engines.compiling import compile_layers
 from pear_ray.engines.lora import adapt, file_names, left_out, merged, write_adapter
 from pear_ray.engines.policy import Policy, load_policy
 from pear_ray.engines.target_modules import check_target_modules
@@ -106,16 +105,6 @@ def test_left_out_the_model_is_what_it_was(student: Path) -> None:
         assert all(each.requires_grad for each in trained(policy).values())
     assert not torch.equal(with_them, logprobs(base))
     assert torch.equal(logprobs(policy), with_them)
-
-
-def test_left_out_of_compiled_layers_too(student: Path) -> None:
-    policy, base = moved(adapted(student, rank=4)), load_policy(student)
-    with_them = logprobs(policy)
-    compile_layers(policy, device="cpu", backend="aot_eager")
-    for _ in range(2):
-        torch.testing.assert_close(logprobs(policy), with_them, atol=1e-5, rtol=0)
-        with left_out(policy):
-            torch.testing.assert_close(logprobs(policy), logprobs(base), atol=1e-5, rtol=0)
 
 
 def test_left_out_also_where_what_is_inside_raises(student: Path) -> None:

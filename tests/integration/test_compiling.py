@@ -14,7 +14,7 @@ from pear_ray.config.lora import LoraConfig
 from pear_ray.engines import packed_attention
 from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.engines.compiling import check_compiler, compile_layers
-from pear_ray.engines.lora import adapt
+from pear_ray.engines.lora import adapt, left_out
 from pear_ray.engines.policy import Policy, checkpoint_activations, load_policy
 from pear_ray.errors import EngineError
 
@@ -104,6 +104,22 @@ def test_adapters(student: Path) -> None:
     compile_layers(ours, device="cpu", backend="aot_eager")
     for lengths in FIRST:
         compare(ours, plain, batch_of(lengths))
+
+
+@torch.no_grad()
+def test_adapters_that_are_left_out(student: Path) -> None:
+    policy, base, batch = load_policy(student), load_policy(student), batch_of([9, 4])
+    adapt(policy, LoraConfig(rank=4), base=student, seed=0)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:  # a B that is not zero
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    with_them, without = (each(batch, temperature=1.0) for each in (policy, base))
+    compile_layers(policy, device="cpu", backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(policy(batch, temperature=1.0), with_them, atol=1e-5, rtol=0)
+        with left_out(policy):
+            torch.testing.assert_close(policy(batch, temperature=1.0), without, atol=1e-5, rtol=0)
+    assert (with_them - without).abs().max() > 1e-3
 
 
 def test_a_layer_is_one_graph_where_attention_has_a_kernel_for_rows(
