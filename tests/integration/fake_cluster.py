@@ -22,7 +22,8 @@ from free_ports import free_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 from ray_head import end_tree
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 HEAD_ID = "f" * 51 + "00000"
 HEAD_TYPE = "ray.head.default"  # the provider knows no other name
 STARTS = 3
@@ -113,7 +114,7 @@ class FakeCluster:
                     "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
                     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
                     "RAY_NODE_TYPE_NAME": HEAD_TYPE,
-                    "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
+                    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, HERE.parent))),
                 },
                 stdout=out,
                 stderr=subprocess.STDOUT,
