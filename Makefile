@@ -3,8 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 RUN ?= jobs/runs/demo.yaml
-# Files at once: each process has a Ray and an engine of its own, some 6 GiB. The longest files come
-# first, so that no process works on one while the other has nothing left.
+# Files at once: each process has a Ray and an engine of its own, some 6 GiB. Unit tests want a process
+# that has neither yet; then come the longest files, so that none is left alone at the end.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 CHECKED := pear_ray jobs tests scripts benchmarks docker
 
@@ -20,7 +20,7 @@ demo: venv ## corpus, scores, PEAR SFT, GRPO, evaluation and report on this mach
 	@$(BIN)/pear run $(RUN)
 
 test: lint ## everything CI runs: lint, types, import layers, docs, tests
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu" tests/e2e tests/integration tests/unit
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu" tests/unit tests/e2e tests/integration
 
 test-gpu: ## what needs a CUDA device, in the environment that `python` is of
 	@python -m pytest -m gpu tests/gpu
