@@ -1,6 +1,6 @@
 """One GPU, a model of Qwen3-0.6B's shape: SFT's pace, the engine's, a GRPO step and its turns.
 
-`python benchmarks/gpu.py` does all of it (about 15 minutes on an H100); with the name of a part
+`python benchmarks/gpu.py` does all of it (more than 10 minutes on an H100); with the name of a part
 (`sft`, `compiled`, `engine`, `rl`, `trl`) only that one, leaving the others' figures as they are.
 """
 

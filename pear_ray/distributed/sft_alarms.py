@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pear_ray.config.sft import AlarmsConfig, SftConfig
+from pear_ray.distributed.sft_sources import SOURCE
 
 _NEARER = (
     "take a behavior model nearer to the policy, widen sft.weights.log_ratio_clip_low/high, or set "
@@ -34,8 +35,6 @@ class Rule:
     options: str
     at_once: bool = False
 
-
-SOURCE = "sft/source/"
 
 RULES = (
     Rule(
@@ -154,7 +153,7 @@ class WeightAlarms:
             best = self._best_nll[source] = min(nll, self._best_nll.get(source, nll))
             weight, even = (metrics[f"{SOURCE}{source}/{of}_share"] for of in ("weight", "token"))
             forgets = nll > max(bound * best, NOTICEABLE_NLL) and weight < even / 2
-            if self._has_lasted(source, beyond=forgets, patience=patience):
+            if self._has_lasted(metric, beyond=forgets, patience=patience):
                 words.append(
                     f"step {step}: the policy forgets source {source}: {nll:.2g} nats per token, "
                     f"{best:.2g} at its best, and {weight:.1%} of the weight for "

@@ -11,6 +11,8 @@ import torch
 from pear_ray.algorithms.group_health import finalise_groups
 from pear_ray.distributed.sft_terms import RowGroups
 
+SOURCE = "sft/source/"  # before a source's name, in the names of its metrics
+
 LARGEST = 20  # sources logged one by one: each adds ten numbers to every step
 OTHER = "other"  # what all smaller ones are logged as, together
 MAX_NAME_CHARS = 60
@@ -54,7 +56,7 @@ class Sources:
         """`sft/source/NAME/...` of a step, from its merged sums."""
         found = finalise_groups(sums, num_groups=len(self.names))
         return {
-            f"sft/source/{name}/{metric}": value
+            f"{SOURCE}{name}/{metric}": value
             for name, values in zip(self.names, found, strict=True)
             for metric, value in values.items()
         }

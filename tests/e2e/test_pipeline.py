@@ -364,15 +364,13 @@ def before_rl(finished: Path, folder: Path) -> Path:
 
 def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
     """SIGKILL of the driver in mid-RL; the rerun goes on from the last checkpoint, bit for bit."""
-    shutil.copytree(finished / "small", tmp_path / "small")
-    (tmp_path / "small.yaml").write_text(RUN_FILE, encoding="utf-8")
-    for stage in ("rl", "evaluate", "report"):
-        shutil.rmtree(tmp_path / "small" / stage)
-    (tmp_path / "small" / "metrics.jsonl").unlink()
+    folder = before_rl(finished, tmp_path)
+    for stage in ("evaluate", "report"):
+        shutil.rmtree(folder / stage)
     driver = start(tmp_path)
     # Ray Train's controller takes note of a checkpoint a moment after it was written; a driver that
     # is killed in between goes on from the one before.
-    snapshot = tmp_path / "small" / "rl" / "train" / "checkpoint_manager_snapshot.json"
+    snapshot = folder / "rl" / "train" / "checkpoint_manager_snapshot.json"
     wait_until(driver, tmp_path, lambda: snapshot.exists() and "step-0" in snapshot.read_text())
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()

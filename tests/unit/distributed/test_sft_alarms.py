@@ -169,5 +169,14 @@ def test_a_source_that_keeps_its_weight_or_is_known_is_not_forgotten(
     assert words_of([of_sources(0.2, 0.3), *[later] * 6]) == [[]] * 7
 
 
+def test_a_source_may_have_the_name_of_a_setting() -> None:
+    """What it has lasted is its own: the rule of that name speaks as well."""
+    named = [
+        {key.replace("/F/", "/min_ess_fraction/"): value for key, value in step.items()}
+        for step in (of_sources(0.2, 0.3), *[of_sources(0.5, 0.02) | {"sft/ess_fraction": 0.1}] * 3)
+    ]
+    assert [len(each) for each in words_of(named)] == [0, 0, 0, 2]
+
+
 def test_what_is_known_by_heart_may_double() -> None:
     assert words_of([of_sources(0.01, 0.3), *[of_sources(0.09, 0.02)] * 6]) == [[]] * 7
