@@ -29,14 +29,15 @@ class Group:
         end: Past the last row's last token.
         num_rows: Rows.
         width: Tokens of the longest.
-        places: [end - begin] where each token is in [row, width], flat; None without padding.
+        take: [row * width] the position of each token of each row; that of the last before
+            instead of padding. None where the rows are the positions from `begin` to `end`.
     """
 
     begin: int
     end: int
     num_rows: int
     width: int
-    places: torch.Tensor | None
+    take: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Packing:
             take rows of various lengths.
         longest: Tokens of the longest row.
         groups: The rows cut for kernels that do not.
+        back: [position] where each is among the groups' tokens, padding counted; None where no
+            group has any and no row shares.
         shared: Where rows share tokens, how the kernels' rows are made of the positions that the
             model computes; None where each row has all of its own.
     """
@@ -55,6 +58,7 @@ class Packing:
     bounds: torch.Tensor
     longest: int
     groups: tuple[Group, ...]
+    back: torch.Tensor | None = None
     shared: "SharedPositions | None" = None
 
 
@@ -98,20 +102,27 @@ def make_packing(
     cuts = cheapest_cuts(
         lengths, max_tokens=max(longest, GROUP_TOKENS), overhead_tokens=OVERHEAD_TOKENS
     )
-    groups = []
+    positions = torch.arange(sum(lengths)) if shared is None else shared.expand
+    groups, places, size = [], [], 0
     for first, end in cuts:
         width = max(lengths[first:end])
-        places = None
-        if any(length < width for length in lengths[first:end]):
-            inside = [
-                torch.arange(length) + number * width
-                for number, length in enumerate(lengths[first:end])
-            ]
-            places = torch.cat(inside).to(device)
-        groups.append(Group(starts[first], starts[end], end - first, width, places))
+        padded = any(length < width for length in lengths[first:end])
+        inside = torch.arange(width).expand(end - first, width)
+        last = sizes[first:end, None] - 1
+        real = inside <= last
+        places.append(torch.arange(size, size + real.numel())[real.flatten()])
+        size += real.numel()
+        take = None
+        if padded or shared is not None:
+            take = positions[bounds[first:end, None] + inside.minimum(last)].flatten().to(device)
+        groups.append(Group(starts[first], starts[end], end - first, width, take))
+    back = None
+    if any(group.take is not None for group in groups):
+        back = torch.cat(places)
+        back = (back if shared is None else back[shared.back]).to(device)
     if shared is not None:
         shared = SharedPositions(shared.expand.to(device), shared.back.to(device))
-    return Packing(bounds.to(device, torch.int32), longest, tuple(groups), shared)
+    return Packing(bounds.to(device, torch.int32), longest, tuple(groups), back, shared)
 
 
 def packed_attention(
@@ -141,20 +152,25 @@ def packed_attention(
         raise ValueError(f"packed attention takes no mask, no dropout and no {UNSUPPORTED}")
     if not getattr(module, "is_causal", True):
         raise ValueError("packed attention is causal, and this layer is not")
-    parts = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
-    shared = packing.shared
-    if shared is not None:
-        first, second, third = (each.index_select(0, shared.expand) for each in parts)
-        parts = (first, second, third)
+    # Not [0], which in the backward pass is a tensor of zeros and a copy.
+    parts = (_flat(query), _flat(key), _flat(value))
     window = sliding_window if sliding_window and sliding_window < packing.longest else None
     attend = _varlen if query.is_cuda and value.dtype is not torch.float32 else _grouped
-    found = attend(parts, packing, scaling, window)
-    return (found if shared is None else found.index_select(0, shared.back))[None], None
+    return attend(parts, packing, scaling, window)[None], None
+
+
+def _flat(heads: torch.Tensor) -> torch.Tensor:
+    """[position, head, size] of [1, head, position, size]."""
+    return heads.squeeze(0).transpose(0, 1)
 
 
 def _varlen(
     parts: QueryKeyValue, packing: Packing, scaling: float | None, window: int | None
 ) -> torch.Tensor:
+    shared = packing.shared
+    if shared is not None:
+        first, second, third = (each.index_select(0, shared.expand) for each in parts)
+        parts = (first, second, third)
     query, key, value = parts
     found = varlen_attn(
         query.to(value.dtype),
@@ -168,7 +184,8 @@ def _varlen(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return cast("torch.Tensor", found)  # without return_aux it is one
+    found = cast("torch.Tensor", found)  # without return_aux it is one
+    return found if shared is None else found.index_select(0, shared.back)
 
 
 # Groups differ from batch to batch in number and padding: a compiled layer would be compiled again
@@ -177,19 +194,18 @@ def _varlen(
 def _grouped(
     parts: QueryKeyValue, packing: Packing, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    outputs = []
-    for group in packing.groups:
-        query, key, value = (each[group.begin : group.end] for each in parts)
-        outputs.append(_attend((query, key, value), group, scaling, window))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    outputs = [_attend(parts, group, scaling, window) for group in packing.groups]
+    found = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return found if packing.back is None else found.index_select(0, packing.back)
 
 
 def _attend(
     parts: QueryKeyValue, group: Group, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    """Attention of one group, [position, head, size].
+    """Attention of one group, padding and all, [row * width, head, size].
 
     Padding is on the right: no token sees it, so no mask is needed and the kernel without one runs.
+    What it says itself is thrown away, so it may be any token.
     """
     mask = None
     if window is not None and window < group.width:
@@ -205,16 +221,15 @@ def _attend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    flat = found.transpose(1, 2).flatten(0, 1)
-    return flat if group.places is None else flat.index_select(0, group.places)
+    return found.transpose(1, 2).flatten(0, 1)
 
 
 def _rows(flat: torch.Tensor, group: Group) -> torch.Tensor:
     """[row, head, width, size] of [position, head, size]."""
-    if group.places is not None:
-        size = (group.num_rows * group.width, *flat.shape[1:])
-        flat = flat.new_zeros(size).index_copy(0, group.places, flat)
-    return flat.unflatten(0, (group.num_rows, group.width)).transpose(1, 2)
+    rows = flat[group.begin : group.end]
+    if group.take is not None:
+        rows = flat.index_select(0, group.take)
+    return rows.unflatten(0, (group.num_rows, group.width)).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, packed_attention)

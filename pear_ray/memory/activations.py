@@ -67,25 +67,25 @@ def largest_microbatch(
 def layer_tensors(shape: ModelShape, *, bytes_each: int) -> list[int]:
     """Bytes per token of each tensor that one decoder layer saves.
 
-    Norms save their float32 input, its inverse root mean square and the normed values; what goes
-    into a matrix product is saved as well. Attention saves queries, keys, values, its output and
-    one float32 log-sum-exp per head. In float32 rows of unequal length are padded to groups for it,
-    and all four are there a second time without padding (index_copy saves its source); the padding
-    itself is not counted. Where a model's rows are padded everywhere keys and values are repeated
-    for every query head, and its masks are not counted.
+    Norms save their float32 input, its inverse root mean square and, but for our own
+    (engines.norms), the normed values; what goes into a matrix product is saved as well. Attention
+    saves queries, keys, values, its output and one float32 log-sum-exp per head. In float32 rows of
+    unequal length are padded to groups for it, and its output is there a second time without
+    padding; the padding itself is not counted. Where a model's rows are padded everywhere keys and
+    values are repeated for every query head, and its masks are not counted.
     """
     # In bfloat16, which is on CUDA, variable-length attention needs no padding.
     copies = 2 if shape.packs and bytes_each == FLOAT32_BYTES else 1
     keys = shape.key_size if shape.packs else shape.query_size
-    normed = FLOAT32_BYTES if shape.has_float32_norms else bytes_each
+    normed = _normed_bytes(shape, bytes_each=bytes_each)
     norms = [shape.hidden_size] * shape.num_norms
     if shape.has_qk_norm:
         norms += [shape.query_size, shape.key_size]
     return [
         *(size for norm in norms for size in (FLOAT32_BYTES * norm, normed * norm)),
         *[bytes_each * shape.hidden_size] * 2,  # into the products of attention and MLP
-        *[bytes_each * shape.query_size] * 2 * copies,  # queries, attention's output
-        *[bytes_each * keys] * 2 * copies,
+        *[bytes_each * shape.query_size] * (1 + copies),  # queries, attention's output
+        *[bytes_each * keys] * 2,
         *[bytes_each * shape.intermediate_size] * 4,  # gate, its activation, up, their product
         FLOAT32_BYTES * _numbers_per_token(shape),
     ]
@@ -118,7 +118,8 @@ def saved_activations(
     """
     tokens, hidden = batch.num_tokens, shape.hidden_size
     per_layer = layer_bytes_per_token(shape, bytes_each=bytes_each)
-    last = hidden * (_norm_bytes(shape, bytes_each=bytes_each) + bytes_each) + FLOAT32_BYTES
+    normed = _normed_bytes(shape, bytes_each=bytes_each)
+    last = hidden * (FLOAT32_BYTES + normed + bytes_each) + FLOAT32_BYTES
     items = [
         Item(
             name="activations of the last norm and the predicting states",
@@ -164,9 +165,11 @@ def layer_gradient_activations(shape: ModelShape, batch: Microbatch, *, bytes_ea
     )
 
 
-def _norm_bytes(shape: ModelShape, *, bytes_each: int) -> int:
-    """Bytes per element that a norm saves: its float32 input, and the normed values."""
-    return FLOAT32_BYTES + (FLOAT32_BYTES if shape.has_float32_norms else bytes_each)
+def _normed_bytes(shape: ModelShape, *, bytes_each: int) -> int:
+    """Bytes per element of the normed values that a norm saves beside its float32 input."""
+    if shape.has_float32_norms:  # Gemma's, which are not those of engines.norms
+        return FLOAT32_BYTES
+    return 0 if bytes_each == FLOAT32_BYTES else bytes_each
 
 
 def _numbers_per_token(shape: ModelShape) -> int:

@@ -16,8 +16,10 @@ from vllm.outputs import CompletionOutput
 
 from pear_ray.engines.policy import Policy
 from pear_ray.engines.top_logprobs import MaskedIds, TopLogprobs, select_top, within_tokens
-from pear_ray.engines.vllm import weights
+from pear_ray.engines.vllm import cpu_kernels, weights
 from pear_ray.engines.vllm.flat_logprobs import chosen_logprobs, prompt_candidates
+from pear_ray.engines.vllm.lean_scheduler import LeanScheduler
+from pear_ray.engines.vllm.seed_draws import draw_ahead
 from pear_ray.engines.vllm.spec import (
     CANDIDATES_AT_ONCE,
     CPU_BATCHED_TOKENS,
@@ -42,8 +44,10 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, *, takes_weights: bool = False) -> None:
         self.spec = spec
         transfer = WeightTransferConfig(backend=weights.BACKEND) if takes_weights else None
-        if spec.spans_ranks and spec.device == "cpu":
-            _name_shared_memory_by_port()
+        if spec.device == "cpu":
+            cpu_kernels.use_kernels()
+            if spec.spans_ranks:
+                _name_shared_memory_by_port()
         try:
             self.llm = LLM(
                 spec.model,
@@ -70,6 +74,8 @@ class VllmEngine:
                 f"{spec.model}: vLLM could not start an engine ({type(error).__name__}: {error}); "
                 "`pear doctor` starts one on the embedded model and shows what is missing"
             ) from error
+        if spec.device == "cpu" and (spec.tensor_parallel_size == 1 or spec.spans_ranks):
+            self.llm.collective_rpc(draw_ahead)  # the worker is in this process
         self.tokenizer = self.llm.get_tokenizer()
         self._asleep: set[Memory] = set()
         self._adapter: LoRARequest | None = None  # that requests are answered with
@@ -287,5 +293,6 @@ def _device_options(spec: EngineSpec) -> dict[str, object]:
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_model_len + 1),
         "block_size": CPU_BLOCK_TOKENS,
+        "scheduler_cls": LeanScheduler,
         **common,
     }

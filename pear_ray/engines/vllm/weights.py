@@ -187,8 +187,9 @@ class PolicySource(ModuleSource):
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """Groups in vLLM's order (embeddings, layers, the rest), each whole while it is used.
 
-        Layers that all fit into `GATHERED_BYTES` stay whole until the next forward pass, which is
-        the canary's and lets go of them: it need not gather them again.
+        Layers that all fit into `GATHERED_BYTES` are one group, since vLLM looks up all its
+        parameters for each. They stay whole until the next forward pass, which is the canary's and
+        lets go of them: it need not gather them again.
         """
         root = self._units.get("")
         if root is None:
@@ -198,14 +199,23 @@ class PolicySource(ModuleSource):
         layers = [self._layer_of(names) for names in groups]
         stay = sum(map(_num_bytes, layers)) <= GATHERED_BYTES
         root.unshard()
+        together: tuple[list[str], list[torch.Tensor]] = ([], [])
         try:
             for names, layer in zip(groups, _gathered_ahead(layers), strict=True):
                 tensors = [self._whole(name) for name in names]
-                # vLLM finishes a tied embedding only when the whole update ends, after it is
-                # sharded again.
-                yield names, tensors if layer else [tensor.clone() for tensor in tensors]
-                if layer and not stay:
+                if layer is None:
+                    # vLLM finishes a tied embedding only when the whole update ends, after it is
+                    # sharded again.
+                    tensors = [tensor.clone() for tensor in tensors]
+                if stay:
+                    together[0].extend(names)
+                    together[1].extend(tensors)
+                    continue
+                yield names, tensors
+                if layer:
                     layer.reshard()
+            if stay:
+                yield together
         finally:
             root.reshard()
 

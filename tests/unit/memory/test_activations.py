@@ -41,25 +41,25 @@ def batch_of(shape: Any, *, tokens: int) -> int:
 
 
 def test_a_layer_by_hand(toy: Any) -> None:
-    # norms 2 x (4 x 8 + 4), into products 2 x 4 x 4, attention 2 x (2 x 4 + 2 x 2) x 4 + 2 x 4,
+    # norms 2 x (4 x 4 + 4), into products 2 x 4 x 4, attention (4 + 2 x 2 + 2 x 4) x 4 + 2 x 4,
     # MLP 4 x 6 x 4
-    assert layer_bytes_per_token(toy, bytes_each=4) == 72 + 32 + 104 + 96
+    assert layer_bytes_per_token(toy, bytes_each=4) == 40 + 32 + 72 + 96
     # norms 2 x (4 x 4 + 2 x 4 + 4), and all else halved; attention has no copies
     assert layer_bytes_per_token(toy, bytes_each=2) == 56 + 16 + (24 + 8) + 48
-    # keys and values repeated for both heads
+    # keys and values repeated for both heads, attention's output once
     padded = dataclasses.replace(toy, packs=False)
-    assert layer_bytes_per_token(padded, bytes_each=4) == 72 + 32 + 72 + 96
+    assert layer_bytes_per_token(padded, bytes_each=4) == 40 + 32 + 72 + 96
 
 
 def test_a_microbatch_by_hand(toy: Any) -> None:
-    # two layers, and 4 x (4 + 2 x 4) + 4 bytes of the last norm and the predicting states
-    assert batch_of(toy, tokens=16) == 16 * (2 * 304 + 52)
+    # two layers, and 4 x (4 + 4) + 4 bytes of the last norm and the predicting states
+    assert batch_of(toy, tokens=16) == 16 * (2 * 240 + 36)
 
 
 def test_checkpointing_keeps_inputs_alone(toy: Any) -> None:
     batch = Microbatch(num_tokens=16, setting="")
     items = saved_activations(toy, batch, bytes_each=4, checkpointing=True)
-    assert [item.num_bytes for item in items] == [16 * 2 * 4 * 4, 16 * 52]
+    assert [item.num_bytes for item in items] == [16 * 2 * 4 * 4, 16 * 36]
 
 
 LONGEST = "models.max_model_len"

@@ -18,7 +18,7 @@ from pear_ray.memory.training import trainer_moments
 STATE = 680 + 1360  # 4 and 8 bytes x 340 parameters / 2
 GRADIENTS = 680
 ROOT = 4 * 84  # both embeddings and the last norm
-SAVED = 16 * 2 * 304 + 16 * 52  # test_activations.py
+SAVED = 16 * 2 * 240 + 16 * 36  # test_activations.py
 STEP = STATE + GRADIENTS + ROOT + SAVED
 
 
@@ -65,11 +65,11 @@ def test_the_only_microbatch_of_a_step_finds_no_gradients(toy: ModelShape) -> No
 
 def test_checkpointing_computes_one_layer_again(toy: ModelShape) -> None:
     with_it, without = moments(toy, checkpointing=True), moments(toy)
-    inputs, layers = 16 * 2 * 16, 16 * 2 * 304
+    inputs, layers = 16 * 2 * 16, 16 * 2 * 240
     fewer = without["log-probs, backward"].num_bytes - with_it["log-probs, backward"].num_bytes
     assert fewer == layers - inputs
     fewer = without["a layer, backward"].num_bytes - with_it["a layer, backward"].num_bytes
-    assert fewer == layers - inputs - 16 * 304
+    assert fewer == layers - inputs - 16 * 240
 
 
 def test_bfloat16_halves_passes_on_cuda_and_nothing_on_cpu(toy: ModelShape) -> None:
