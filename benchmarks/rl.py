@@ -40,7 +40,7 @@ def trl() -> list[Figure]:
 
 
 def beside_trl(shape: str) -> list[Figure]:
-    """Our step on a model of `shape` beside TRL's kinds."""
+    """Our step on a model of `shape` beside TRL's kinds, both in multiples of fixed work."""
     with tempfile.TemporaryDirectory() as folder:
         prepare(shape, Path(folder))
 
@@ -53,8 +53,8 @@ def beside_trl(shape: str) -> list[Figure]:
     split = ", ".join(f"{name} {share:.0%}" for name, share in ours["phases"].items())
     figures = []
     for how, said in SAID.items():
-        costs = [each[how]["cpu_s"] for each in (before, after) if how in each]
-        ratio = ours["cpu_s"] / statistics.mean(costs)
+        sides = [each[how] for each in (before, after) if how in each]
+        ratio = ours["work"] / statistics.mean(each["work"] for each in sides)
         goal = GOALS[shape].get(how)
         figures.append(
             Figure(
@@ -63,8 +63,11 @@ def beside_trl(shape: str) -> list[Figure]:
                 value=ours["cpu_s"],
                 unit="CPU-s",
                 reference=f"TRL {TRL[0].partition('==')[2]} GRPOTrainer, {said}: "
-                + " before and ".join(f"{cost:.3f}" for cost in costs)
-                + (" CPU-s after" if len(costs) > 1 else " CPU-s before"),
+                + " before and ".join(f"{each['cpu_s']:.3f}" for each in sides)
+                + (" CPU-s after" if len(sides) > 1 else " CPU-s before")
+                + "; in multiples of fixed work after each step "
+                + ", ".join(f"{each['work']:.2f}" for each in sides)
+                + f", ours {ours['work']:.2f}",
                 ratio=ratio,
                 goal=f"at most {goal:g}" if goal else None,
                 holds=ratio <= goal if goal else None,

@@ -59,19 +59,31 @@ def cpu_s() -> float:
 
 
 class Meter:
-    """CPU and wall time after each step."""
+    """CPU and wall time of each step, and the pace of the machine right after it."""
 
     def __init__(self) -> None:
-        self._marks: list[tuple[float, float]] = []
+        self._begins: list[tuple[float, float]] = []
+        self._spent: list[tuple[float, float]] = []
+        self._paces: list[float] = []
 
     def mark(self) -> None:
         """A step begins where the last one ended; call it once before the first."""
-        self._marks.append((cpu_s(), time.perf_counter()))
+        now = (cpu_s(), time.perf_counter())
+        if self._begins:
+            cpu, wall = self._begins[-1]
+            self._spent.append((now[0] - cpu, now[1] - wall))
+        self._paces.append(min(fixed_work() for _ in range(2)))
+        self._begins.append((cpu_s(), time.perf_counter()))
 
     def per_step(self) -> dict[str, Any]:
-        """Mean CPU seconds and wall seconds of the steps after WARM_UP, and those of each."""
-        spent = np.diff(np.array(self._marks), axis=0)[WARM_UP:]
+        """Mean CPU and wall seconds of the steps after WARM_UP, and those of each.
+
+        `work` is the median of their CPU time as multiples of fixed work: minutes later the same
+        step takes this machine a tenth more or less.
+        """
+        spent, paces = np.array(self._spent)[WARM_UP:], np.array(self._paces)[1 + WARM_UP :]
         return {
+            "work": float(np.median(spent[:, 0] / paces)),
             "cpu_s": float(spent[:, 0].mean()),
             "wall_s": float(spent[:, 1].mean()),
             "cpu_s_of_each": spent[:, 0].tolist(),

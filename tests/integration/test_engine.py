@@ -47,6 +47,7 @@ def perturb(policy: Any, *, size: float = 0.05) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
 
 
+@pytest.mark.usefixtures("policy")  # whatever tests before it have left in the engine
 def test_scores_are_those_of_transformers(engine: Any) -> None:
     scored = engine.score(PROMPTS)
     for ours, theirs in zip(scored, reference_logprobs(STUDENT, PROMPTS), strict=True):

@@ -8,6 +8,7 @@ unit vectors gives its columns, exactly: all other terms are zeros.
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 
 HEAD = "lm_head.weight"
 NUM_COLUMNS = 4
+Place = tuple[nn.Module, slice, str]
+_places: WeakKeyDictionary[nn.Module, dict[str, Place | None]] = WeakKeyDictionary()
 COLUMN_STRIDE = 7919  # a prime: the columns of successive syncs go through any width
 
 
@@ -109,8 +112,15 @@ def _readings_of(
         yield layer.quant_method.apply(layer, unit).T[rows]
 
 
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, slice, str] | None:
+def _place(model: nn.Module, name: str) -> Place | None:
     """The engine's layer with the parameter `name`, which of its rows are that, and as what."""
+    known = _places.setdefault(model, {})
+    if name not in known:
+        known[name] = _find_place(model, name)
+    return known[name]
+
+
+def _find_place(model: nn.Module, name: str) -> Place | None:
     path, _, kind = name.rpartition(".")
     parent, _, leaf = path.rpartition(".")
     layer, rows = _submodule(model, path), slice(None)

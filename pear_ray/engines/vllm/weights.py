@@ -149,6 +149,7 @@ class PolicySource(ModuleSource):
             name: unit for name, unit in policy.named_modules() if isinstance(unit, FSDPModule)
         }
         self._names = {name: name for name, _ in policy.causal_lm.named_parameters()}
+        self._owners: dict[str, tuple[torch.nn.Module, str]] = {}
         self._added: dict[str, Any] = {}
         if policy.frozen_base is not None:
             # An extra that an install need not have, and seconds to import.
@@ -169,7 +170,12 @@ class PolicySource(ModuleSource):
         return ((name, self._whole(name)) for name in self._names)
 
     def _parameter(self, name: str) -> torch.nn.Parameter:
-        return self._policy.causal_lm.get_parameter(name)
+        # Looked up in its module each time: FSDP2 exchanges whole and split ones.
+        if name not in self._owners:
+            path, _, leaf = name.rpartition(".")
+            self._owners[name] = (self._policy.causal_lm.get_submodule(path), leaf)
+        module, leaf = self._owners[name]
+        return getattr(module, leaf)
 
     def _whole(self, name: str) -> torch.Tensor:
         """The weight of that name in the model's file (a collective where it is still split)."""
