@@ -19,8 +19,8 @@ ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
 # Rows of the head's logits at once. On a GPU every chunk also costs a pass over the head's whole
 # gradient: with 256 it took 9 % of a step of Qwen3-0.6B's shape on an H100.
 HEAD_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
-# The same for groups that share prompts, which are counted once. Of training with 1,536 it took 96 %
-# at 0.3M and 98 % at 7M; 4,600 was faster still at 0.3M, and slower at 7M.
+# The same for groups that share prompts, which are counted once. Of training with 1,536 it took
+# 96 % at 0.3M and 98 % at 7M; 4,600 was faster still at 0.3M, and slower at 7M.
 ENOUGH_GROUP_TOKENS = {"cpu": 2304, "cuda": 10**9}
 # What one more microbatch costs where rows are padded.
 OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
