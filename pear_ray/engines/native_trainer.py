@@ -29,9 +29,10 @@ SMALL_BYTES = 64 * 2**20
 class NativeTrainer(Trainer):
     """A policy that `policy.shard` or `policy.replicate` has spread, with AdamW.
 
-    Where the optimizer's state has another place to rest, it is on the parameters' device for the
-    update alone, which then goes tensor by tensor: PyTorch would otherwise make temporaries of all
-    of them at once on a GPU, as large as the parameters.
+    On a CPU an update is one pass over each tensor (fused), without temporaries. Where the
+    optimizer's state has another place to rest, it is on the parameters' device for the update
+    alone, which then goes tensor by tensor: PyTorch would otherwise make temporaries of all of them
+    at once on a GPU, as large as the parameters.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class NativeTrainer(Trainer):
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
             foreach=None if state_rests_on is None else False,
+            fused=True if self._trained[0].device.type == "cpu" else None,
         )
         self._state_rests_on = state_rests_on
         whole = sum(each.numel() * each.element_size() for each in policy.parameters())
@@ -130,9 +132,8 @@ class NativeTrainer(Trainer):
                 layer.set_reshard_after_forward(True, recurse=False)
 
     def _apply(self, divisor: float, rate: float | None) -> float:
-        for parameter in self._trained:
-            if parameter.grad is not None:
-                parameter.grad.mul_(1 / divisor)
+        gradients = [each.grad for each in self._trained if each.grad is not None]
+        torch._foreach_mul_(gradients, 1 / divisor)  # noqa: SLF001 - as clipping does it
         norm = torch.nn.utils.clip_grad_norm_(
             self._trained, self.config.max_grad_norm, foreach=True
         )

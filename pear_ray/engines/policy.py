@@ -20,6 +20,7 @@ from pear_ray.config.sections import compute_dtype
 from pear_ray.engines import packed_attention
 from pear_ray.engines.batches import HEAD_CHUNK_TOKENS, Row, TokenBatch, collate
 from pear_ray.engines.norms import use_own_norms
+from pear_ray.engines.rotary import use_own_rotary
 from pear_ray.errors import EngineError, InputError
 
 GUARD_TOKENS = 8
@@ -140,6 +141,7 @@ def load_policy(folder: Path) -> Policy:
     """
     policy = Policy(load_causal_lm(folder))
     use_own_norms(policy)
+    use_own_rotary(policy)
     _guard_log_probs(policy, folder)
     return policy
 

@@ -199,6 +199,8 @@ def learning_rate_at(step: int, *, num_steps: int, config: OptimizerConfig) -> f
 
 def gather_over_ranks(mine: dict[str, float]) -> list[dict[str, float]]:
     """Every rank's dict, in rank order (a collective)."""
+    if dist.get_world_size() == 1:
+        return [dict(mine)]
     gathered: list[dict[str, float] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
     return [each for each in gathered if each is not None]

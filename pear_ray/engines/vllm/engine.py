@@ -19,7 +19,7 @@ from pear_ray.engines.top_logprobs import MaskedIds, TopLogprobs, select_top, wi
 from pear_ray.engines.vllm import cpu_kernels, weights
 from pear_ray.engines.vllm.flat_logprobs import chosen_logprobs, prompt_candidates
 from pear_ray.engines.vllm.lean_scheduler import LeanScheduler
-from pear_ray.engines.vllm.seed_draws import draw_ahead
+from pear_ray.engines.vllm.light_sampler import lighten
 from pear_ray.engines.vllm.spec import (
     CANDIDATES_AT_ONCE,
     CPU_BATCHED_TOKENS,
@@ -75,7 +75,7 @@ class VllmEngine:
                 "`pear doctor` starts one on the embedded model and shows what is missing"
             ) from error
         if spec.device == "cpu" and (spec.tensor_parallel_size == 1 or spec.spans_ranks):
-            self.llm.collective_rpc(draw_ahead)  # the worker is in this process
+            self.llm.collective_rpc(lighten)  # the worker is in this process
         self.tokenizer = self.llm.get_tokenizer()
         self._asleep: set[Memory] = set()
         self._adapter: LoRARequest | None = None  # that requests are answered with
