@@ -44,9 +44,11 @@ def save_rollouts(
         temperature=temperature,
         trained=_trained_numbers(groups, minibatches) if minibatches else None,
     )
-    tables: list[pa.Table | None] | None = [None] * world_size if rank == 0 else None
-    dist.gather_object(table, tables)
-    if tables is not None:
+    tables: list[pa.Table | None] = [table]
+    if world_size > 1:
+        tables = [None] * world_size
+        dist.gather_object(table, tables if rank == 0 else None)
+    if rank == 0:
         write_step(folder, step + 1, [each for each in tables if each is not None])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ def _prompt_tokens(row: Row) -> int:
 
 
 def _end_to_end(columns: Sequence[Sequence[Any]], dtype: torch.dtype) -> torch.Tensor:
-    return torch.cat([torch.as_tensor(column, dtype=dtype) for column in columns])
+    return torch.tensor([*chain.from_iterable(columns)], dtype=dtype)
 
 
 def _candidates(rows: Sequence[Row], num_candidates: int) -> dict[str, torch.Tensor]:

@@ -133,7 +133,8 @@ class NativeTrainer(Trainer):
 
     def _apply(self, divisor: float, rate: float | None) -> float:
         gradients = [each.grad for each in self._trained if each.grad is not None]
-        torch._foreach_mul_(gradients, 1 / divisor)  # noqa: SLF001 - as clipping does it
+        if gradients:
+            torch._foreach_mul_(gradients, 1 / divisor)
         norm = torch.nn.utils.clip_grad_norm_(
             self._trained, self.config.max_grad_norm, foreach=True
         )

@@ -6,11 +6,13 @@ which nothing here reads, by a function that it has compiled at its first call: 
 with an engine, 10 s on a machine that has not compiled it yet.
 """
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
@@ -23,7 +25,9 @@ class SeedDraws:
 
     def __init__(self, sampler: TopKTopPSampler) -> None:
         self._sampler = sampler
-        self._draws: WeakKeyDictionary[torch.Generator, Iterator[int]] = WeakKeyDictionary()
+        # What is left of each one's numbers, the next one last; nothing in it keeps a generator.
+        self._drawn: WeakKeyDictionary[torch.Generator, list[int]] = WeakKeyDictionary()
+        self._last: tuple[list[torch.Generator], list[list[int]]] = ([], [])
 
     def __call__(
         self,
@@ -45,24 +49,23 @@ class SeedDraws:
         if not plain or sampler.logprobs_mode != "processed_logprobs":
             return sampler.forward_cpu(logits, generators, k, p)
         seeds = torch.randint(LIMIT, (len(logits),))  # as vLLM: for rows without a generator
-        rows = list(generators)
-        seeds[rows] = torch.tensor([next(self._of(generators[row])) for row in rows])
+        seeds[list(generators)] = torch.tensor(self._next(generators.values()))
         exact = logits.float()
         # vLLM's kernel: Gumbel noise of each row's seed, and the largest.
         tokens = torch.ops._C.fused_gumbel_argmax(exact, seeds)  # noqa: SLF001
         return tokens, exact.log_softmax(-1)
 
-    def _of(self, generator: torch.Generator) -> Iterator[int]:
-        found = self._draws.get(generator)
-        if found is None:
-            found = self._draws[generator] = _drawn(generator)
-        return found
-
-
-def _drawn(generator: torch.Generator) -> Iterator[int]:
-    """What `generator` gives one by one."""
-    while True:
-        yield from torch.randint(LIMIT, (DRAWN_AT_ONCE,), generator=generator).tolist()
+    def _next(self, generators: Iterable[torch.Generator]) -> list[int]:
+        """The next number of each."""
+        now = list(generators)
+        # Mostly the same ones as at the last token: looking each up took longer than the drawing.
+        if len(now) != len(self._last[0]) or not all(map(operator.is_, now, self._last[0])):
+            self._last = (now, [self._drawn.setdefault(each, []) for each in now])
+        for generator, drawn in zip(*self._last, strict=True):
+            if not drawn:
+                ahead = torch.randint(LIMIT, (DRAWN_AT_ONCE,), generator=generator)
+                drawn.extend(ahead.flip(0).tolist())
+        return [drawn.pop() for drawn in self._last[1]]
 
 
 def unranked_logprobs(
@@ -85,7 +88,11 @@ def unranked_logprobs(
 
 
 def lighten(worker: Any) -> None:
-    """Have a worker of vLLM sample so."""
+    """Have a worker of vLLM, with its model, take no more steps to a token than needed."""
     sampler = worker.model_runner.sampler
     sampler.topk_topp_sampler.forward = SeedDraws(sampler.topk_topp_sampler)
     sampler.gather_logprobs = unranked_logprobs
+    for layer in worker.model_runner.model.modules():
+        if isinstance(layer, Attention):
+            # Otherwise through an operator that hides it from torch.compile, which does not run.
+            layer.use_direct_call = True

@@ -148,6 +148,7 @@ class PolicySource(ModuleSource):
         self._units = {
             name: unit for name, unit in policy.named_modules() if isinstance(unit, FSDPModule)
         }
+        self._layered: list[tuple[list[str], FSDPModule | None]] = []
         self._names = {name: name for name, _ in policy.causal_lm.named_parameters()}
         self._owners: dict[str, tuple[torch.nn.Module, str]] = {}
         self._added: dict[str, Any] = {}
@@ -201,13 +202,14 @@ class PolicySource(ModuleSource):
         if root is None:
             yield from super().iter_groups()
             return
-        groups = list(self.groups())
-        layers = [self._layer_of(names) for names in groups]
+        if not self._layered:
+            self._layered = [(names, self._layer_of(names)) for names in self.groups()]
+        layers = [layer for _, layer in self._layered]
         stay = sum(map(_num_bytes, layers)) <= GATHERED_BYTES
         root.unshard()
         together: tuple[list[str], list[torch.Tensor]] = ([], [])
         try:
-            for names, layer in zip(groups, _gathered_ahead(layers), strict=True):
+            for (names, _), layer in zip(self._layered, _gathered_ahead(layers), strict=True):
                 tensors = [self._whole(name) for name in names]
                 if layer is None:
                     # vLLM finishes a tied embedding only when the whole update ends, after it is

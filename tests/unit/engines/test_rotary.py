@@ -30,7 +30,7 @@ def made(family: str) -> tuple[nn.Module, nn.Module]:
     """An attention layer as transformers has it, and with our rotation."""
     _, config, layer = FAMILIES[family]
     settings = config(**SIZES)
-    settings._attn_implementation = "sdpa"  # noqa: SLF001 - what from_pretrained sets
+    settings._attn_implementation = "sdpa"
     torch.manual_seed(1)
     theirs = layer(settings, layer_idx=0)
     ours = copy.deepcopy(theirs)
