@@ -39,17 +39,18 @@ def mend_for_cpu() -> None:
         initialize_layerwise_reload,
     )
 
-    from pear_ray.engines.vllm.weights import repack_tied_head
+    from pear_ray.engines.vllm.weights import packed_heads, repack_heads
 
     vllm_generation.LLM = functools.partial(vllm_generation.LLM, dtype="float32")
     sync = vllm_generation.VLLMGeneration.sync_weights
 
     def sync_weights(self: Any) -> None:
         runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
+        packed = packed_heads(runner.model)
         initialize_layerwise_reload(runner.model)
         sync(self)
         finalize_layerwise_reload(runner.model, self.llm.model_config)
-        repack_tied_head(runner.model)
+        repack_heads(packed)
 
     vllm_generation.VLLMGeneration.sync_weights = sync_weights
 

@@ -98,7 +98,7 @@ def test_a_stale_tied_head_is_caught(
 ) -> None:
     """vLLM's own fault on CPU, planted by taking our mend away."""
     perturb(policy, size=0.01)
-    monkeypatch.setattr(transfer, "repack_tied_head", lambda model: None)
+    monkeypatch.setattr(transfer, "repack_heads", lambda before: None)
     engine.weight_sender(policy).publish_weights()
     batch = canary.canary_batch(policy.causal_lm.config.vocab_size, device=torch.device("cpu"))
     gap = canary.canary_gap(engine, canary.canary_logprobs(policy, batch), batch)

@@ -214,7 +214,7 @@ def test_a_planted_stale_weight_fails_the_same_step(
     grpo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tied embedding left stale in the engine: the step that made it so fails."""
-    monkeypatch.setattr(transfer, "repack_tied_head", lambda model: None)
+    monkeypatch.setattr(transfer, "repack_heads", lambda before: None)
     with pytest.raises(WeightSyncError, match="step 1, rank 0"):
         grpo.step(0)
 

@@ -114,7 +114,7 @@ def test_a_head_packed_before_the_sync_is_stale(
 ) -> None:
     """The engine stores the new embedding and computes logits with its packed copy of the old."""
     worker = start_grpo(prompts_per_step=2, group_size=4, max_tokens=16)
-    monkeypatch.setattr("pear_ray.engines.vllm.weights.repack_tied_head", lambda model: None)
+    monkeypatch.setattr("pear_ray.engines.vllm.weights.repack_heads", lambda before: None)
     with pytest.raises(WeightSyncError, match=r"another model\.embed_tokens\.weight"):
         worker.step(0)
 

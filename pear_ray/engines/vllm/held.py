@@ -17,6 +17,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 HEAD = "lm_head.weight"
 NUM_COLUMNS = 4
 Place = tuple[nn.Module, slice, str]
+Products = dict[tuple[Any, ...], torch.Tensor]  # by layer and columns
 _places: WeakKeyDictionary[nn.Module, dict[str, Place | None]] = WeakKeyDictionary()
 COLUMN_STRIDE = 7919  # a prime: the columns of successive syncs go through any width
 
@@ -62,10 +63,10 @@ def differing(model: nn.Module, sent: SentWeights, *, dtype: torch.dtype) -> lis
         dtype: What the engine rounds parameters to.
     """
     found = []
+    products: Products = {}
     for name, tensor in sent.seen.items():
-        wanted = tensor.to(dtype)
-        readings = _readings(model, name, sent)
-        if not all(_same(reading, wanted) for reading in readings):
+        readings = _readings(model, name, sent, products)
+        if not all(_same(reading, tensor, dtype) for reading in readings):
             found.append(name)
     return found
 
@@ -75,16 +76,23 @@ def unseen(model: nn.Module, names: Sequence[str], sent: SentWeights) -> list[st
     return [
         name
         for name in names
-        if name not in sent.seen or not any(True for _ in _readings(model, name, sent))
+        if name not in sent.seen or not any(True for _ in _readings(model, name, sent, {}))
     ]
 
 
-def _same(reading: torch.Tensor, wanted: torch.Tensor) -> bool:
-    # Beyond the vocabulary an embedding has rows that pad it.
-    return torch.equal(reading[: len(wanted)], wanted.to(reading.device, reading.dtype))
+def _same(reading: torch.Tensor, sent: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether `reading` is `sent`, rounded to `dtype` or to what it has itself.
+
+    On CPUs with AMX vLLM keeps biases of bfloat16 models in float32, and loads them as sent.
+    """
+    found = reading[: len(sent)]  # beyond the vocabulary an embedding has rows that pad it
+    wanted = (sent.to(reading.device, each).to(reading.dtype) for each in (dtype, reading.dtype))
+    return any(torch.equal(found, each) for each in wanted)
 
 
-def _readings(model: nn.Module, name: str, sent: SentWeights) -> Iterator[torch.Tensor]:
+def _readings(
+    model: nn.Module, name: str, sent: SentWeights, products: Products
+) -> Iterator[torch.Tensor]:
     """All that the engine holds of the parameter `name`: stored, packed, and as a tied head."""
     places = [_place(model, name)]
     head = _place(model, HEAD)
@@ -92,11 +100,12 @@ def _readings(model: nn.Module, name: str, sent: SentWeights) -> Iterator[torch.
         places.append(head)  # tied: vLLM has a second layer on the same parameter
     for place in places:
         if place is not None:
-            yield from _readings_of(*place, columns=sent.columns.get(name, [0]))
+            columns = sent.columns.get(name, [0])
+            yield from _readings_of(*place, columns=columns, products=products)
 
 
 def _readings_of(
-    layer: Any, rows: slice, kind: str, *, columns: list[int]
+    layer: Any, rows: slice, kind: str, *, columns: list[int], products: Products
 ) -> Iterator[torch.Tensor]:
     stored = getattr(layer, kind)
     if stored.ndim == 1 and stored.numel():
@@ -105,11 +114,18 @@ def _readings_of(
     if stored.numel():
         yield stored[rows][:, columns]
     if "cpu_linear" in vars(layer):  # set by vLLM when it packs; it computes with the packed copy
-        width = layer.embedding_dim if _is_embedding(layer) else layer.input_size
-        dtype = stored.dtype if stored.numel() else layer.params_dtype
-        unit = torch.zeros(len(columns), width, dtype=dtype)
-        unit[range(len(columns)), columns] = 1
-        yield layer.quant_method.apply(layer, unit).T[rows]
+        if (layer, *columns) not in products:  # the parts of a layer have the same columns
+            products[layer, *columns] = _columns(layer, columns)
+        yield products[layer, *columns][rows]
+
+
+def _columns(layer: Any, columns: list[int]) -> torch.Tensor:
+    """Columns of a packed weight, [output, column]: its product with unit vectors."""
+    width = layer.embedding_dim if _is_embedding(layer) else layer.input_size
+    dtype = layer.weight.dtype if layer.weight.numel() else layer.params_dtype
+    unit = torch.zeros(len(columns), width, dtype=dtype)
+    unit[range(len(columns)), columns] = 1
+    return layer.quant_method.apply(layer, unit).T
 
 
 def _place(model: nn.Module, name: str) -> Place | None:

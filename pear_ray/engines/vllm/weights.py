@@ -63,6 +63,7 @@ class InProcessReceiver(WeightTransferEngine[InProcessInit, InProcessUpdate]):
 
     def start_weight_update(self) -> None:
         """Make the model ready to be loaded again."""
+        self._packed = packed_heads(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -79,22 +80,33 @@ class InProcessReceiver(WeightTransferEngine[InProcessInit, InProcessUpdate]):
     def finish_weight_update(self) -> None:
         """Finish the layers, and rebuild what layerwise loading leaves stale."""
         finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type == "cpu":
-            repack_tied_head(self.model)
+        repack_heads(self._packed)
 
     def shutdown(self) -> None:
         """Nothing to close."""
 
 
-def repack_tied_head(model: torch.nn.Module) -> None:
-    """Rebuild the CPU-packed copy of an embedding that is also the output head.
+def packed_heads(model: torch.nn.Module) -> dict[Any, Any]:
+    """Embeddings and output heads that the engine keeps a packed copy of (on a CPU), with it."""
+    return {
+        module: module.cpu_linear
+        for module in model.modules()
+        if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear")
+    }
 
-    vLLM 0.32 on CPU keeps a prepacked copy of a tied head that no reload rebuilds: without this the
-    engine goes on sampling from old weights, silently, off by nats.
+
+def repack_heads(before: dict[Any, Any]) -> None:
+    """Make the packed copies anew that a reload has left as they were.
+
+    vLLM 0.32 on CPU leaves that of a tied head: the engine would go on sampling from old weights,
+    silently, off by nats.
+
+    Args:
+        before: What `packed_heads` found before the reload.
     """
-    for module in model.modules():
-        if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
-            module.quant_method.process_weights_after_loading(module)
+    for head, packed in before.items():
+        if head.cpu_linear is packed:
+            head.quant_method.process_weights_after_loading(head)
 
 
 @dataclass
@@ -194,9 +206,9 @@ class PolicySource(ModuleSource):
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         """Groups in vLLM's order (embeddings, layers, the rest), each whole while it is used.
 
-        Layers that all fit into `GATHERED_BYTES` are one group, since vLLM looks up all its
-        parameters for each. They stay whole until the next forward pass, which is the canary's and
-        lets go of them: it need not gather them again.
+        Layers that all fit into `GATHERED_BYTES` are one group with the rest, since vLLM looks up
+        all its parameters for each. They stay whole, as the rest does, for the next forward pass:
+        it is the canary's, and need not gather them again.
         """
         root = self._units.get("")
         if root is None:
@@ -205,9 +217,13 @@ class PolicySource(ModuleSource):
         if not self._layered:
             self._layered = [(names, self._layer_of(names)) for names in self.groups()]
         layers = [layer for _, layer in self._layered]
-        stay = sum(map(_num_bytes, layers)) <= GATHERED_BYTES
         root.unshard()
-        together: tuple[list[str], list[torch.Tensor]] = ([], [])
+        if sum(map(_num_bytes, layers)) <= GATHERED_BYTES:
+            for _ in _gathered_ahead(layers):
+                pass
+            names = [name for group, _ in self._layered for name in group]
+            yield names, [self._whole(name) for name in names]
+            return
         try:
             for (names, _), layer in zip(self._layered, _gathered_ahead(layers), strict=True):
                 tensors = [self._whole(name) for name in names]
@@ -215,15 +231,9 @@ class PolicySource(ModuleSource):
                     # vLLM finishes a tied embedding only when the whole update ends, after it is
                     # sharded again.
                     tensors = [tensor.clone() for tensor in tensors]
-                if stay:
-                    together[0].extend(names)
-                    together[1].extend(tensors)
-                    continue
                 yield names, tensors
                 if layer:
                     layer.reshard()
-            if stay:
-                yield together
         finally:
             root.reshard()
 
