@@ -35,7 +35,7 @@ class Spread:
         layer: Beside a layer's backward pass.
         reducing: Beside all else when gradients are reduced, activations being gone.
         for_update: On the device while AdamW updates.
-        update_parameters: Numbers that AdamW updates at once.
+        update_parameters: Numbers that AdamW makes temporaries of at once.
         kept_on_host: In the host's memory instead, from step to step.
         is_split: Whether a rank holds less than the whole model, so that an export gathers it.
     """
@@ -127,12 +127,13 @@ def _gathered_layer(plan: TrainerPlan, shards: int) -> tuple[Item, Item]:
 
 
 def _updated_at_once(plan: TrainerPlan) -> int:
-    """PyTorch updates tensor by tensor on CPU, and all of them together (foreach) on CUDA.
+    """PyTorch updates all together (foreach) on CUDA, and without temporaries (fused) on CPU.
 
-    There too tensor by tensor where moments come for the update alone.
+    On CUDA tensor by tensor where moments come for the update alone.
     """
-    together = plan.device == "cuda" and not plan.moments_on_host
-    return plan.num_trained if together else plan.largest_trained
+    if plan.device == "cpu":
+        return 0
+    return plan.largest_trained if plan.moments_on_host else plan.num_trained
 
 
 def _ddp(plan: TrainerPlan) -> Spread:

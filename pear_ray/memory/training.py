@@ -143,7 +143,7 @@ def _layer_backward(plan: TrainerPlan) -> Moment:
 
 
 def _optimizer_step(plan: TrainerPlan) -> Moment:
-    """AdamW's temporaries: two of the largest tensor, or one of every tensor on CUDA."""
+    """AdamW's temporaries: one of every tensor at once, or two of each in turn."""
     spread = spread_of(plan)
     copies = 1 if plan.device == "cuda" and not plan.moments_on_host else 2
     numbers = spread.update_parameters

@@ -38,8 +38,7 @@ def moments(toy: ModelShape, **changes: Any) -> dict[str, Moment]:
         ("log-probs, backward", STEP + 160 + 16 * 16 + 4 * 16 * 10),
         # the head's gradient, a layer five times, (2 x 6 + 2 x 4) x 4 bytes for each token
         ("a layer, backward", STEP + 160 + 5 * 4 * 128 + 16 * 80),
-        # both temporaries of the embedding's half
-        ("the optimizer step", STATE + GRADIENTS + 2 * 80),
+        ("the optimizer step", STATE + GRADIENTS),  # fused: no temporaries
         ("the export", STATE + 4 * 340 + 160),
     ],
 )
@@ -101,7 +100,7 @@ def test_adapters_by_hand(toy: ModelShape) -> None:
         "log-probs, backward": step + 16 * 16 + 4 * 16 * 10,  # the head has no gradient
         # a layer and the next one twice; gradients of its adapters and what they are reduced in
         "a layer, backward": step + 3 * 4 * (128 + 18) + 2 * 4 * 18 + 16 * 80,
-        "the optimizer step": state + 4 * count // 2 + 2 * 4 * 6 // 2,  # A of the way down
+        "the optimizer step": state + 4 * count // 2,
         "the export": state + 4 * 340 + 160,
     }
     alone = moments(toy, lora=lora, num_trainers=1)
