@@ -16,6 +16,7 @@ LARGE_BLOCK_BYTES = 32 * 2**20  # from here on glibc's malloc never keeps a free
 # Keep in step with engines.batches, which this layer cannot import (torch); a test compares them.
 HEAD_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
+ENOUGH_GROUP_TOKENS = {"cpu": 2304, "cuda": 10**9}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,9 @@ def largest_microbatch(
     device: str,
     packs: bool,
     setting: str,
+    in_groups: bool = False,
 ) -> Microbatch:
-    """The most that `plan_microbatches` can put together of `num_rows` rows.
+    """The most that a trainer puts together of `num_rows` rows.
 
     Args:
         microbatch_tokens: What the run allows.
@@ -51,11 +53,13 @@ def largest_microbatch(
         device: `cpu` or `cuda`.
         packs: Whether rows are laid end to end, which on CPU are no more than is enough for it.
         setting: Dotted key of `microbatch_tokens`.
+        in_groups: Whether rows share prompts. Of prompts that take no room all tokens are own.
     """
+    enough = (ENOUGH_GROUP_TOKENS if in_groups else ENOUGH_TOKENS)[device]
     all_tokens = num_rows * max_model_len
     most = max(microbatch_tokens, 1)
     if packs:
-        most = min(most, max(ENOUGH_TOKENS[device], max_model_len))
+        most = min(most, max(enough, max_model_len))
     num_tokens = min(most, all_tokens)
     return Microbatch(
         num_tokens=num_tokens,

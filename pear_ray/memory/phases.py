@@ -232,6 +232,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
             device=config.cluster.device,
             packs=shape.packs,
             setting="rl.microbatch_tokens",
+            in_groups=True,
         ),
         device=config.cluster.device,
         dtype=config.models.dtype,

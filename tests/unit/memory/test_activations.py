@@ -10,9 +10,15 @@ import torch
 import transformers
 
 from pear_ray.engines import batches
-from pear_ray.engines.batches import Row, collate, plan_microbatches
+from pear_ray.engines.batches import (
+    Row,
+    collate,
+    plan_group_microbatches,
+    plan_microbatches,
+)
 from pear_ray.engines.policy import Policy, load_policy
 from pear_ray.memory.activations import (
+    ENOUGH_GROUP_TOKENS,
     ENOUGH_TOKENS,
     HEAD_CHUNK_TOKENS,
     Microbatch,
@@ -95,9 +101,39 @@ def test_largest_microbatch(
         assert (len(made) == 1) is expected.is_only
 
 
+@pytest.mark.parametrize("prompt", [1, 40])
+@pytest.mark.parametrize(("most", "num_tokens"), [(8192, 2304), (2000, 2000)])
+def test_rows_in_groups(prompt: int, most: int, num_tokens: int) -> None:
+    """What the trainer computes of them is no more, however much of a row is its prompt."""
+    given = {"max_model_len": 64, "num_rows": 80, "device": "cpu", "packs": True, "setting": "s"}
+    found = largest_microbatch(microbatch_tokens=most, **given, in_groups=True)
+    assert found == Microbatch(num_tokens=num_tokens, setting="s")
+    made = plan_group_microbatches(
+        [64] * 80, [prompt] * 80, group_size=8, max_tokens=most, device=torch.device("cpu")
+    )
+    mask = [False] * prompt + [True] * (64 - prompt)
+    rows = [Row([place // 8] * 64, mask, {}) for place in range(80)]
+    largest = max(
+        collate(
+            [rows[place] for place in places],
+            pad_id=0,
+            names=(),
+            device=torch.device("cpu"),
+            shares_prompts=True,
+        ).input_ids.numel()
+        for places in made
+    )
+    assert largest <= num_tokens
+    if prompt == 1 or most == 2000:
+        assert len(made) > 1
+    if prompt == 1:
+        assert largest > num_tokens - 64
+
+
 def test_constants_of_modules_that_import_torch() -> None:
     assert batches.HEAD_CHUNK_TOKENS == HEAD_CHUNK_TOKENS
     assert batches.ENOUGH_TOKENS == ENOUGH_TOKENS
+    assert batches.ENOUGH_GROUP_TOKENS == ENOUGH_GROUP_TOKENS
 
 
 def saved_bytes(policy: Policy, lengths: list[int]) -> int:
