@@ -175,7 +175,8 @@ class GrpoWorker(RolloutTrainer):
         differing, mine = self.shared.to_engine(self.canary)
         found = torch.zeros(self.world_size, 2, dtype=torch.float64)
         found[self.rank] = torch.tensor([mine, len(differing)])
-        dist.all_reduce(found)
+        if self.world_size > 1:
+            dist.all_reduce(found)
         names: list[Any] = [()] * self.world_size
         if found[:, 1].any():  # seldom: the names themselves are a slower collective
             dist.all_gather_object(names, differing)

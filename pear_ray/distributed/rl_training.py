@@ -177,6 +177,7 @@ class RolloutTrainer(abc.ABC):
         if not self.trainer.module.packs:
             return plan_microbatches(lengths, packs=False, **limit)
         prompts = [row.loss_mask.count(False) for row in chosen]
+        limit["hidden_size"] = self.trainer.module.hidden_size
         size = self.config.group_size
         return plan_group_microbatches(lengths, prompts, group_size=size, **limit)
 

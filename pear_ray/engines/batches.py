@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pear_ray.algorithms.batch_sizes import ENOUGH_TOKENS, enough_group_tokens
 from pear_ray.algorithms.packing import (
     group_microbatches,
     length_sorted_microbatches,
@@ -14,15 +15,6 @@ from pear_ray.algorithms.packing import (
 )
 from pear_ray.engines.packed_attention import Packing, make_packing, share_positions
 
-# Where a microbatch is large enough: a CPU's caches hold this one, the fastest at 0.3M and at 7M
-# parameters; a GPU wants all that its memory holds.
-ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
-# Rows of the head's logits at once. On a GPU every chunk also costs a pass over the head's whole
-# gradient: with 256 it took 9 % of a step of Qwen3-0.6B's shape on an H100.
-HEAD_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
-# The same for groups that share prompts, which are counted once. Of training with 1,536 it took
-# 96 % at 0.3M and 98 % at 7M; 4,600 was faster still at 0.3M, and slower at 7M.
-ENOUGH_GROUP_TOKENS = {"cpu": 2304, "cuda": 10**9}
 # What one more microbatch costs where rows are padded.
 OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
 
@@ -101,6 +93,7 @@ def plan_group_microbatches(
     group_size: int,
     max_tokens: int,
     device: torch.device,
+    hidden_size: int,
 ) -> list[list[int]]:
     """Which rows of a policy that packs go together: groups stay together, to share prompts.
 
@@ -110,8 +103,10 @@ def plan_group_microbatches(
         group_size: Rows of one prompt.
         max_tokens: Most tokens of one microbatch, shared ones counted for each row.
         device: Where it is computed.
+        hidden_size: Width of the policy's states.
     """
-    enough = min(max_tokens, max(ENOUGH_GROUP_TOKENS[device.type], *lengths, 0))
+    enough = enough_group_tokens(device.type, hidden_size=hidden_size)
+    enough = min(max_tokens, max(enough, *lengths, 0))
     return group_microbatches(
         lengths, prompt_lengths, group_size=group_size, max_tokens=max_tokens, enough=enough
     )
@@ -142,8 +137,10 @@ def collate(
         rows = [Row(token_ids=[pad_id] * 2, loss_mask=[False] * 2, aligned=none)]
     lengths = [len(row.token_ids) for row in rows]
     input_ids = _end_to_end([row.token_ids for row in rows], torch.long)
-    sequence_ids = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))
-    position_ids = torch.cat([torch.arange(length) for length in lengths])
+    counts = torch.tensor(lengths)
+    sequence_ids = torch.arange(len(rows)).repeat_interleave(counts)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    position_ids = torch.arange(len(starts)) - starts
     loss_mask = _end_to_end([row.loss_mask for row in rows], torch.bool) & (position_ids > 0)
     chosen = loss_mask.nonzero().squeeze(-1)
     aligned = {

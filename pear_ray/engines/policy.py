@@ -12,13 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pear_ray.algorithms.batch_sizes import head_chunk_tokens
 from pear_ray.algorithms.candidate_logprobs import candidate_and_rest_logprobs
 from pear_ray.algorithms.compiled_logprobs import compiled_chosen_logprobs
 from pear_ray.algorithms.entropy import exact_entropies
 from pear_ray.algorithms.logprobs import chosen_logprobs, top_k_entropies
 from pear_ray.config.sections import compute_dtype
 from pear_ray.engines import packed_attention
-from pear_ray.engines.batches import HEAD_CHUNK_TOKENS, Row, TokenBatch, collate
+from pear_ray.engines.batches import Row, TokenBatch, collate
 from pear_ray.engines.norms import use_own_norms
 from pear_ray.engines.rotary import use_own_rotary
 from pear_ray.errors import EngineError, InputError
@@ -46,6 +47,11 @@ class Policy(nn.Module):
         self.autocast_dtype: torch.dtype | None = None
         self.packs = False
         self.compile_backend: str | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the states that log-probs are made of."""
+        return self.causal_lm.config.get_text_config().hidden_size
 
     def forward(
         self,
@@ -76,7 +82,8 @@ class Policy(nn.Module):
         predicting = hidden[batch.positions]  # [token, hidden]
         head = self.causal_lm.get_output_embeddings().weight.to(hidden.dtype)
         ids = batch.candidate_ids
-        how: Any = {"temperature": temperature, "chunk_tokens": HEAD_CHUNK_TOKENS[device]}
+        chunk_tokens = head_chunk_tokens(device, vocab_size=len(head))
+        how: Any = {"temperature": temperature, "chunk_tokens": chunk_tokens}
         if exact_entropy and batch.num_loss_tokens:
             return {
                 "logprobs": self._chosen_logprobs(predicting, head, batch.chosen_ids, **how),
@@ -122,7 +129,8 @@ class Policy(nn.Module):
                 use_cache=False,
                 packing=batch.packing,
             )
-            return packed.last_hidden_state[0]
+            # Not [0], which in the backward pass is a tensor of zeros and a copy.
+            return packed.last_hidden_state.squeeze(0)
         rows = torch.tensor_split(batch.input_ids, batch.packing.bounds[1:-1].tolist())
         padded = pad_sequence(list(rows), batch_first=True)
         lengths = batch.packing.bounds.diff()[:, None]

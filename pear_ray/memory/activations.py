@@ -8,15 +8,12 @@ it is.
 
 from dataclasses import dataclass
 
+from pear_ray.algorithms.batch_sizes import ENOUGH_TOKENS, enough_group_tokens
 from pear_ray.memory.items import Item
 from pear_ray.memory.model_shape import ModelShape
 
 FLOAT32_BYTES = 4
 LARGE_BLOCK_BYTES = 32 * 2**20  # from here on glibc's malloc never keeps a freed block
-# Keep in step with engines.batches, which this layer cannot import (torch); a test compares them.
-HEAD_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
-ENOUGH_TOKENS = {"cpu": 1024, "cuda": 10**9}
-ENOUGH_GROUP_TOKENS = {"cpu": 2304, "cuda": 10**9}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,7 @@ def largest_microbatch(
     device: str,
     packs: bool,
     setting: str,
-    in_groups: bool = False,
+    width_of_groups: int | None = None,
 ) -> Microbatch:
     """The most that a trainer puts together of `num_rows` rows.
 
@@ -53,9 +50,12 @@ def largest_microbatch(
         device: `cpu` or `cuda`.
         packs: Whether rows are laid end to end, which on CPU are no more than is enough for it.
         setting: Dotted key of `microbatch_tokens`.
-        in_groups: Whether rows share prompts. Of prompts that take no room all tokens are own.
+        width_of_groups: Where rows share prompts: width of the model's states. Prompts are taken
+            for short.
     """
-    enough = (ENOUGH_GROUP_TOKENS if in_groups else ENOUGH_TOKENS)[device]
+    enough = ENOUGH_TOKENS[device]
+    if width_of_groups is not None:
+        enough = enough_group_tokens(device, hidden_size=width_of_groups)
     all_tokens = num_rows * max_model_len
     most = max(microbatch_tokens, 1)
     if packs:

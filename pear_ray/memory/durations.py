@@ -10,6 +10,7 @@ reference, and of the policy before a batch's updates, where it wants them.
 import math
 from dataclasses import dataclass
 
+from pear_ray.algorithms.batch_sizes import ENOUGH_TOKENS
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.evaluate import suites_of
 from pear_ray.config.rl import RlConfig
@@ -17,7 +18,6 @@ from pear_ray.config.run import RunConfig
 from pear_ray.config.sft import needs_initial_policy, needs_step_weights
 from pear_ray.config.spans import engine_span
 from pear_ray.engines.vllm.spec import MAX_NUM_SEQS
-from pear_ray.memory.activations import ENOUGH_TOKENS
 from pear_ray.memory.engine import DTYPE_BYTES
 from pear_ray.memory.model_shape import ModelShape
 from pear_ray.memory.pace import Pace

@@ -232,7 +232,7 @@ def _rl(config: RunConfig, shape: ModelShape, memory: Memory, *, checkpointing: 
             device=config.cluster.device,
             packs=shape.packs,
             setting="rl.microbatch_tokens",
-            in_groups=True,
+            width_of_groups=shape.hidden_size,
         ),
         device=config.cluster.device,
         dtype=config.models.dtype,

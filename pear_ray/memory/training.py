@@ -1,9 +1,9 @@
 """What a step adds to what a trainer keeps, moment by moment."""
 
+from pear_ray.algorithms.batch_sizes import head_chunk_tokens
 from pear_ray.config.backends import FsdpBackend
 from pear_ray.memory.activations import (
     FLOAT32_BYTES,
-    HEAD_CHUNK_TOKENS,
     layer_bytes_per_token,
     layer_gradient_activations,
     saved_activations,
@@ -209,7 +209,8 @@ def _inside_adapters(plan: TrainerPlan) -> list[Item]:
 
 
 def _logits_chunk(plan: TrainerPlan, *, bytes_each: int) -> Item:
-    tokens = min(HEAD_CHUNK_TOKENS[plan.device], plan.batch.num_tokens)
+    tokens = head_chunk_tokens(plan.device, vocab_size=plan.shape.vocab_size)
+    tokens = min(tokens, plan.batch.num_tokens)
     return Item(
         name="logits of one chunk",
         num_bytes=bytes_each * tokens * plan.shape.vocab_size,

@@ -160,7 +160,7 @@ class PolicySource(ModuleSource):
         self._units = {
             name: unit for name, unit in policy.named_modules() if isinstance(unit, FSDPModule)
         }
-        self._layered: list[tuple[list[str], FSDPModule | None]] = []
+        self._layered: list[tuple[list[str], FSDPModule | None, int]] = []
         self._names = {name: name for name, _ in policy.causal_lm.named_parameters()}
         self._owners: dict[str, tuple[torch.nn.Module, str]] = {}
         self._added: dict[str, Any] = {}
@@ -214,18 +214,16 @@ class PolicySource(ModuleSource):
         if root is None:
             yield from super().iter_groups()
             return
-        if not self._layered:
-            self._layered = [(names, self._layer_of(names)) for names in self.groups()]
-        layers = [layer for _, layer in self._layered]
+        layers = self._layers_of_groups()
         root.unshard()
-        if sum(map(_num_bytes, layers)) <= GATHERED_BYTES:
+        if sum(num_bytes for _, _, num_bytes in layers) <= GATHERED_BYTES:
             for _ in _gathered_ahead(layers):
                 pass
-            names = [name for group, _ in self._layered for name in group]
+            names = [name for group, _, _ in layers for name in group]
             yield names, [self._whole(name) for name in names]
             return
         try:
-            for (names, _), layer in zip(self._layered, _gathered_ahead(layers), strict=True):
+            for names, layer in _gathered_ahead(layers):
                 tensors = [self._whole(name) for name in names]
                 if layer is None:
                     # vLLM finishes a tied embedding only when the whole update ends, after it is
@@ -237,6 +235,13 @@ class PolicySource(ModuleSource):
         finally:
             root.reshard()
 
+    def _layers_of_groups(self) -> list[tuple[list[str], FSDPModule | None, int]]:
+        """Names of each group, the unit that holds them, and its bytes when it is whole."""
+        if not self._layered:
+            units = [(names, self._layer_of(names)) for names in self.groups()]
+            self._layered = [(names, unit, _num_bytes(unit)) for names, unit in units]
+        return self._layered
+
     def _layer_of(self, names: list[str]) -> FSDPModule | None:
         """The unit that holds these parameters; None when that is the root."""
         within = (
@@ -247,20 +252,23 @@ class PolicySource(ModuleSource):
         return next(within, None)
 
 
-def _gathered_ahead(layers: Sequence[FSDPModule | None]) -> Iterator[FSDPModule | None]:
-    """Each of `layers` once it is whole, with as many more under way as `GATHERED_BYTES` allow."""
-    waiting: deque[tuple[FSDPModule | None, Any]] = deque()
-    upcoming, under_way = deque(layers), 0
+def _gathered_ahead(
+    groups: Sequence[tuple[list[str], FSDPModule | None, int]],
+) -> Iterator[tuple[list[str], FSDPModule | None]]:
+    """Each group once it is whole, with as many more under way as `GATHERED_BYTES` allow."""
+    waiting: deque[tuple[tuple[list[str], FSDPModule | None, int], Any]] = deque()
+    upcoming, under_way = deque(groups), 0
     while upcoming or waiting:
-        while upcoming and (not waiting or under_way + _num_bytes(upcoming[0]) <= GATHERED_BYTES):
-            layer = upcoming.popleft()
-            waiting.append((layer, layer.unshard(async_op=True) if layer else None))
-            under_way += _num_bytes(layer)
-        layer, handle = waiting.popleft()
+        while upcoming and (not waiting or under_way + upcoming[0][2] <= GATHERED_BYTES):
+            group = upcoming.popleft()
+            _, layer, num_bytes = group
+            waiting.append((group, layer.unshard(async_op=True) if layer else None))
+            under_way += num_bytes
+        (names, layer, num_bytes), handle = waiting.popleft()
         if handle:
             handle.wait()
-        yield layer
-        under_way -= _num_bytes(layer)
+        yield names, layer
+        under_way -= num_bytes
 
 
 def _num_bytes(layer: FSDPModule | None) -> int:
