@@ -70,6 +70,15 @@ def test_seeds_drawn_ahead_sample_the_same_tokens(vocab_size: int) -> None:
         torch.testing.assert_close(logprobs, wanted_logprobs, rtol=0, atol=0)
 
 
+def test_requests_without_a_seed() -> None:
+    sampler = TopKTopPSampler("processed_logprobs")
+    found = []
+    for sample in (SeedDraws(sampler), sampler.forward_cpu):
+        torch.manual_seed(11)
+        found.append(sample(torch.arange(12.0).view(3, 4).clone(), {}, None, None)[0])
+    assert torch.equal(*found)
+
+
 def test_requests_that_come_and_go_keep_their_numbers() -> None:
     """One that is left out of some batches goes on where it was; one that ends is let go of."""
     sampler = TopKTopPSampler("processed_logprobs")

@@ -48,8 +48,12 @@ class SeedDraws:
         plain = k is None and p is None and not sampler.use_fp64_gumbel
         if not plain or sampler.logprobs_mode != "processed_logprobs":
             return sampler.forward_cpu(logits, generators, k, p)
-        seeds = torch.randint(LIMIT, (len(logits),))  # as vLLM: for rows without a generator
-        seeds[list(generators)] = torch.tensor(self._next(generators.values()))
+        rows = list(generators)
+        seeds = torch.tensor(self._next(generators.values()), dtype=torch.int64)
+        if rows != list(range(len(logits))):
+            drawn = seeds
+            seeds = torch.randint(LIMIT, (len(logits),))  # as vLLM: for rows without a generator
+            seeds[rows] = drawn
         exact = logits.float()
         # vLLM's kernel: Gumbel noise of each row's seed, and the largest.
         tokens = torch.ops._C.fused_gumbel_argmax(exact, seeds)  # noqa: SLF001
