@@ -202,6 +202,18 @@ def test_every_parameter_is_seen_and_no_sync_is_taken_for_stale(
     assert len(sent.seen) == len(names) == 27
 
 
+def test_what_an_engine_may_round_a_parameter_to() -> None:
+    """To its dtype, or not at all where it keeps it in float32 (biases on CPUs with AMX)."""
+    sent = torch.tensor([1.001, -2.003])
+    rounded = sent.bfloat16()
+    for reading in (sent.clone(), rounded, rounded.float()):
+        assert held._same(reading, sent, torch.bfloat16)
+    later = sent + 1e-5
+    assert torch.equal(later.bfloat16(), rounded)
+    assert not held._same(sent, later, torch.bfloat16)
+    assert not held._same(sent.bfloat16(), sent * 1.1, torch.bfloat16)
+
+
 def test_the_canary_alone_misses_most_of_them(
     start_grpo: Any, plant: Callable[[str, str], Fault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
