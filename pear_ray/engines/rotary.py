@@ -31,14 +31,7 @@ class _Rotary(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        first, second = states.chunk(2, dim=-1)
-        of_first, of_second = sin.chunk(2, dim=-1)
-        turned = states * cos
-        left, right = turned.chunk(2, dim=-1)
-        part = second * of_first
-        left.sub_(part)
-        right.add_(torch.mul(first, of_second, out=part))
-        return turned
+        return _turned(states, cos, *sin.chunk(2, dim=-1), sign=1)
 
     @staticmethod
     @once_differentiable
@@ -47,14 +40,21 @@ class _Rotary(torch.autograd.Function):
     ) -> tuple[torch.Tensor, None, None]:
         (gradient,) = grad_outputs
         cos, sin = ctx.saved_tensors
-        first, second = gradient.chunk(2, dim=-1)
-        of_first, of_second = sin.chunk(2, dim=-1)
-        turned = gradient * cos
-        left, right = turned.chunk(2, dim=-1)
-        part = second * of_second
-        left.add_(part)
-        right.sub_(torch.mul(first, of_first, out=part))
-        return turned, None, None
+        first, second = sin.chunk(2, dim=-1)
+        return _turned(gradient, cos, second, first, sign=-1), None, None
+
+
+def _turned(
+    states: torch.Tensor, cos: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor, *, sign: int
+) -> torch.Tensor:
+    """For x: x cos + sign (-x_2 upper, x_1 lower), x_1 and x_2 halves of its last dimension."""
+    first, second = states.chunk(2, dim=-1)
+    turned = states * cos
+    left, right = turned.chunk(2, dim=-1)
+    part = second * upper
+    left.add_(part, alpha=-sign)
+    right.add_(torch.mul(first, lower, out=part), alpha=sign)
+    return turned
 
 
 def _own(theirs: Rotate) -> Rotate:
