@@ -151,10 +151,16 @@ class FakeCluster:
         """How many nodes there are beside the head."""
         return sum(name == "raylet" for name, _ in self._processes()) - 1
 
+    def processes_of(self, actor: str) -> list[psutil.Process]:
+        """The processes of the actor class."""
+        return [process for name, process in self._processes() if actor in name]
+
     def nodes_with(self, actor: str) -> list[str]:
         """The types of the nodes that a process of the actor class is on."""
-        raylets = {parent for name, parent in self._processes() if actor in name}
-        found = []
+        raylets, found = set(), []
+        for process in self.processes_of(actor):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                raylets.add(process.ppid())
         for raylet in raylets:
             with contextlib.suppress(psutil.NoSuchProcess):
                 node = psutil.Process(raylet)
@@ -162,14 +168,14 @@ class FakeCluster:
                     found.append(node.environ()["RAY_NODE_TYPE_NAME"])
         return sorted(found)
 
-    def _processes(self) -> list[tuple[str, int]]:
-        """What Ray calls each process, and who started it."""
+    def _processes(self) -> list[tuple[str, psutil.Process]]:
+        """Each process, and what Ray calls it."""
         found = []
         for process in psutil.Process(self._head.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = process.cmdline()
                 is_raylet = Path(line[0]).name == "raylet" if line else False
-                found.append(("raylet" if is_raylet else " ".join(line), process.ppid()))
+                found.append(("raylet" if is_raylet else " ".join(line), process))
         return found
 
     def log(self, name: str) -> str:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from fake_cluster import ROOT, FakeCluster, node_type
 
@@ -17,7 +19,7 @@ from pear_ray.artifacts.tables import SCORED, read_table
 from pear_ray.telemetry.metrics_log import EventKind, EventRecord, read_metrics
 
 IDLE_S = 6.0  # after which a node is given back
-NUM_ROWS = 12000
+NUM_ROWS = 4000
 RUN_FILE = """
 name: grown
 models: {policy: embedded:student, behavior: embedded:teacher, dtype: float32, max_model_len: 160}
@@ -101,14 +103,19 @@ def test_scoring_grows_with_its_queue_and_gives_nodes_back(
     assert pear(tmp_path, "collect", "grown.yaml").wait(120) == 0
     assert within(60, lambda: cluster.num_nodes() == 0)  # what collecting had is given back
     scoring = pear(tmp_path, "score", "grown.yaml")
-    status, seen = "", set()
+    status, seen, held = "", set(), None
+    deadline = time.monotonic() + 240
     while scoring.poll() is None:
+        assert time.monotonic() < deadline, cluster.log("monitor.log")
         if not status and '"waiting"' in (folder / "metrics.jsonl").read_text(encoding="utf-8"):
             looking = pear(tmp_path, "status", "outputs/grown", stdout=subprocess.PIPE)
             status = looking.communicate()[0].decode()
         seen.add(tuple(cluster.nodes_with("BehaviorScorer")))
+        held = hold_first_until_second_scores(cluster, folder / "score/blocks", held)
         time.sleep(0.2)
     assert scoring.returncode == 0, (tmp_path / "said").read_text(encoding="utf-8")
+    assert held is not None
+    assert not held.is_stopped  # the second scored while the first could not
     # What may be taken back will do, and leaves the GPUs to those who want them.
     assert max(seen, key=len) == ("spot", "spot")
     assert not any("gpu" in each for each in seen)
@@ -126,6 +133,34 @@ def test_scoring_grows_with_its_queue_and_gives_nodes_back(
     ]
     assert len(ids) == len(set(ids)) == NUM_ROWS
     assert within(60, lambda: cluster.num_nodes() == 0), cluster.log("monitor.log")
+
+
+@dataclass
+class Held:
+    """The first scorer, stopped when `num_blocks` were there."""
+
+    process: psutil.Process
+    num_blocks: int
+    is_stopped: bool = True
+
+
+def hold_first_until_second_scores(
+    cluster: FakeCluster, blocks: Path, held: Held | None
+) -> Held | None:
+    """Have a queue that outlasts the 10 to 20 s after which Ray Data asks for a node.
+
+    Ray Data sees a scorer that is busy for as long; a fast machine would be done before.
+    """
+    num_blocks = sum(1 for _ in blocks.glob("*/*.parquet"))
+    scorers = cluster.processes_of("BehaviorScorer")
+    if held is None and num_blocks and len(scorers) == 1:
+        scorers[0].suspend()
+        time.sleep(0.5)  # what was being written is there
+        return Held(scorers[0], sum(1 for _ in blocks.glob("*/*.parquet")))
+    if held is not None and held.is_stopped and num_blocks > held.num_blocks:
+        held.process.resume()
+        held.is_stopped = False
+    return held
 
 
 def write_corpus(path: Path) -> None:
