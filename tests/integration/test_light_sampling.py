@@ -7,10 +7,12 @@ import pytest
 import torch
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.sample.sampler import Sampler
 
-from pear_ray.engines.vllm.cpu_kernels import KernelRMSNorm
+from pear_ray.engines.vllm import cpu_kernels
+from pear_ray.engines.vllm.cpu_kernels import KernelRMSNorm, choose_product
 from pear_ray.engines.vllm.lean_scheduler import LeanScheduler
 from pear_ray.engines.vllm.light_sampler import DRAWN_AT_ONCE, SeedDraws, unranked_logprobs
 from pear_ray.engines.vllm.spec import CPU_BLOCK_TOKENS, Sampling
@@ -139,3 +141,42 @@ def test_norms_of_the_engine_are_the_kernels(engine: Any) -> None:
         hidden, residual = torch.randn(2, 6, width)
         wanted = norm.forward_native(hidden.clone(), residual.clone())
         torch.testing.assert_close(norm(hidden, residual), wanted)
+
+
+def test_products_of_the_engine_are_those_of_narrow_layers(engine: Any) -> None:
+    (layers,) = engine.llm.apply_model(
+        lambda model: [each for each in model.modules() if isinstance(each, LinearBase)]
+    )
+    assert layers
+    for layer in layers:
+        assert layer.cpu_linear.__module__ == cpu_kernels.__name__
+        assert not layer.weight.numel()
+
+
+@pytest.mark.parametrize("keeps_weight", [True, False])
+def test_a_narrow_product_is_vllms(*, keeps_weight: bool) -> None:
+    """With and without a bias, of rows in one dimension and in two, and from the weight's copy."""
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(2, 5, 32)
+    layers = [torch.nn.Linear(32, 48) for _ in range(2)]
+    for layer, choose in zip(layers, (choose_product, cpu_kernels._vllms_choice), strict=True):
+        layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+        choose(layer, remove_weight=not keeps_weight)
+        assert layer.weight.numel() == keeps_weight * weight.numel()
+        layer.weight.fill_(torch.nan)
+    ours, theirs = (layer.cpu_linear for layer in layers)
+    for rows in (x, x[0]):
+        for added in (None, bias):
+            found = ours(rows, layers[0].weight, added)
+            torch.testing.assert_close(found, theirs(rows, layers[1].weight, added))
+            torch.testing.assert_close(found, torch.nn.functional.linear(rows, weight, added))
+    unit = torch.eye(32)[3:4]
+    assert torch.equal(ours(unit, layers[0].weight, None)[0], weight[:, 3])
+
+
+@pytest.mark.parametrize("kind", ["wide", "bfloat16"])
+def test_other_products_are_left_to_vllm(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(cpu_kernels, "NARROW_NUMBERS", 32 * 48 - (kind == "wide"))
+    layer = torch.nn.Linear(32, 48, dtype=torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    layer.requires_grad_(requires_grad=False)
+    choose_product(layer, remove_weight=True)
+    assert layer.cpu_linear.__module__ != cpu_kernels.__name__

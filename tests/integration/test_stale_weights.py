@@ -1,5 +1,6 @@
 """A parameter of each kind left behind in the engine: caught in the step that left it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def other_engine(process_group: None, qwen2: Path, request: Any) -> Iterator[Any
     return ENGINES[-1]
 
 
+SEEDS = itertools.count()
 ENGINES: list[Any] = []  # kept: the first engine to end takes vLLM's groups from all
 
 
@@ -163,8 +165,12 @@ def policy_of(folder: Path) -> Policy:
 
 
 def learn(policy: Policy, *, rate: float) -> None:
-    """What a step of Adam does to every weight: `rate` up or down."""
-    generator = torch.Generator().manual_seed(1)
+    """What a step of Adam does to every weight: `rate` up or down, another way at each call.
+
+    vLLM makes a layer anew in memory that holds what was there before: a weight that is skipped
+    would be the right one where an earlier test has sent the same.
+    """
+    generator = torch.Generator().manual_seed(next(SEEDS))
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator).sign(), alpha=rate)
