@@ -3,18 +3,27 @@
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from vllm.logprobs import FlatLogprobs
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
+from vllm.v1.engine.logprobs import LogprobsProcessor
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.sample.sampler import Sampler
 
 from pear_ray.engines.vllm import cpu_kernels
 from pear_ray.engines.vllm.cpu_kernels import KernelRMSNorm, choose_product
 from pear_ray.engines.vllm.lean_scheduler import LeanScheduler
-from pear_ray.engines.vllm.light_sampler import DRAWN_AT_ONCE, SeedDraws, unranked_logprobs
+from pear_ray.engines.vllm.light_sampler import (
+    DRAWN_AT_ONCE,
+    ListedLogprobs,
+    SeedDraws,
+    unranked_logprobs,
+)
 from pear_ray.engines.vllm.spec import CPU_BLOCK_TOKENS, Sampling
 
 PROMPTS = [list(range(10, 10 + length)) for length in (5, 31, 32, 33, 63)]
@@ -109,6 +118,34 @@ def test_logprobs_are_vllms_but_for_the_ranks(top_k: int) -> None:
     ranks = found.selected_token_ranks
     assert ranks.dtype is wanted.selected_token_ranks.dtype
     assert ranks.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_a_requests_logprobs_are_those_of_vllms_arrays(top_k: int) -> None:
+    """By vLLM's own processor: of one position, and of several, cut once more."""
+    logprobs = torch.randn(6, 40).log_softmax(-1)
+    listed = unranked_logprobs(logprobs, top_k, torch.arange(6)).tolists()
+    arrays = LogprobsTensors(*unranked_logprobs(logprobs, top_k, torch.arange(6))).tolists()
+    assert isinstance(listed, ListedLogprobs)
+    assert isinstance(arrays.logprobs, np.ndarray)
+    found, wanted = (
+        [
+            taken(lists.slice_request(4, 1), top_k),
+            taken(lists.slice_request(1, 3), top_k),
+            taken(lists.slice_request(1, 3).slice_request(0, 2), top_k),
+        ]
+        for lists in (listed, arrays)
+    )
+    assert found == wanted
+    assert [len(each) for each in found] == [1, 3, 2]
+
+
+def taken(lists: LogprobsLists, top_k: int) -> FlatLogprobs:
+    """What vLLM's processor makes of what is a request's."""
+    into = FlatLogprobs()
+    processor = LogprobsProcessor(None, into, None, 0.0, top_k, None)
+    processor._update_sample_logprobs(lists)
+    return into
 
 
 def test_the_engine_samples_so(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
