@@ -10,7 +10,7 @@ reference, and of the policy before a batch's updates, where it wants them.
 import math
 from dataclasses import dataclass
 
-from pear_ray.algorithms.batch_sizes import ENOUGH_TOKENS
+from pear_ray.algorithms.batch_sizes import ENOUGH_TOKENS, enough_group_tokens
 from pear_ray.config.corpus import SampledCorpus
 from pear_ray.config.evaluate import suites_of
 from pear_ray.config.rl import RlConfig
@@ -160,8 +160,9 @@ def _sft(
         parts.append(_passes(name, shape, rows, workload, pace, share=share, over=scorers))
     if config.cluster.device == "cpu":
         steps = sft.num_epochs * math.ceil(rows / sft.global_batch_size)
-        mine = min(rows, sft.global_batch_size) / ranks
-        parts.append(_besides(shape, steps, mine, sft.microbatch_tokens, workload))
+        tokens = min(rows, sft.global_batch_size) / ranks * workload.row_tokens
+        enough = max(ENOUGH_TOKENS["cpu"], workload.row_tokens) if shape.packs else math.inf
+        parts.append(_besides(steps, math.ceil(tokens / min(sft.microbatch_tokens, enough))))
     return parts
 
 
@@ -193,9 +194,21 @@ def _rl(
     )
     parts = [*sampling, training, sync]
     if config.cluster.device == "cpu":
-        mine = sequences / ranks
-        parts.append(_besides(shape, rl.num_steps, mine, rl.microbatch_tokens, workload))
+        parts.append(_besides(rl.num_steps, _rl_microbatches(config, shape, workload)))
     return parts
+
+
+def _rl_microbatches(config: RunConfig, shape: ModelShape, workload: Workload) -> int:
+    """Of a rank in a step on CPU. A policy that packs computes a group's prompt once."""
+    rl, ranks = config.rl, config.cluster.num_trainers
+    rows = rl.prompts_per_step * rl.group_size / ranks
+    given = math.ceil(rows * workload.row_tokens / rl.microbatch_tokens)
+    if not shape.packs:
+        return given
+    enough = max(enough_group_tokens("cpu", hidden_size=shape.hidden_size), workload.row_tokens)
+    prompt, completion = _row_parts(workload, rl.max_tokens)
+    computed = rows * completion + rl.prompts_per_step / ranks * prompt
+    return max(given, math.ceil(computed / enough))
 
 
 def _rl_forwards(rl: RlConfig) -> int:
@@ -250,8 +263,7 @@ class _Decoding:
         What the devices of an engine tell each other is not counted.
         """
         pace, dtype_bytes = self.pace, DTYPE_BYTES[self.config.models.dtype]
-        completion = self.workload.completion_tokens or max(1, max_tokens // 2)
-        prompt = max(1, self.workload.row_tokens - completion)
+        prompt, completion = _row_parts(self.workload, max_tokens)
         mine = math.ceil(sequences / engines)
         waves = math.ceil(mine / MAX_NUM_SEQS)
         batch = math.ceil(mine / waves)
@@ -284,13 +296,14 @@ def _start(name: str) -> Part:
     return Part(name="start", seconds=START_S[name], formula="as the demo took on two CPU cores")
 
 
-def _besides(
-    shape: ModelShape, steps: int, rows: float, microbatch_tokens: int, workload: Workload
-) -> Part:
-    """Of `steps` steps on CPU of `rows` rows on each rank."""
-    tokens = max(ENOUGH_TOKENS["cpu"], workload.row_tokens)
-    most = min(microbatch_tokens, tokens) if shape.packs else microbatch_tokens
-    microbatches = math.ceil(rows * workload.row_tokens / most)
+def _row_parts(workload: Workload, max_tokens: int) -> tuple[int, int]:
+    """Mean tokens of a prompt and of its completion of at most `max_tokens`."""
+    completion = workload.completion_tokens or max(1, max_tokens // 2)
+    return max(1, workload.row_tokens - completion), completion
+
+
+def _besides(steps: int, microbatches: int) -> Part:
+    """Of `steps` steps on CPU, each of so many microbatches of a rank."""
     return Part(
         name="beside computing",
         seconds=steps * (UPDATE_S + microbatches * MICROBATCH_S),

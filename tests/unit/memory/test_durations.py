@@ -85,16 +85,30 @@ def test_rl_has_the_passes_that_its_loss_wants(toy: ModelShape) -> None:
 
 
 def test_each_microbatch_takes_time_beside_computing(toy: ModelShape) -> None:
-    """16 prompts x 8 rows of 20 tokens: two full microbatches and half a one, of 1,024 tokens."""
-    steps = "rl.num_steps=3"
-    found = seconds(toy, steps)["rl"]["beside computing"]
-    assert found == pytest.approx(3 * (UPDATE_S + 3 * MICROBATCH_S))
-    fewer = ("rl.microbatch_tokens=512", "models.max_model_len=256")
-    found = seconds(toy, steps, *fewer)["rl"]["beside computing"]
-    assert found == pytest.approx(3 * (UPDATE_S + 5 * MICROBATCH_S))
+    """64 prompts of 12 tokens, 8 completions of 8 each: 4,864 computed, of 10,240 in the rows."""
+    steps = ("rl.num_steps=3", "rl.prompts_per_step=64", "rl.group_size=8")
+    wide = dataclasses.replace(toy, hidden_size=256)  # 2,304 of its tokens are enough
     padded = dataclasses.replace(toy, packs=False)  # up to rl.microbatch_tokens, 8,192
-    found = seconds(padded, steps)["rl"]["beside computing"]
-    assert found == pytest.approx(3 * (UPDATE_S + MICROBATCH_S))
+    fewer = ("rl.microbatch_tokens=512", "models.max_model_len=256")
+    for shape, overrides, microbatches in (
+        (wide, (), 3),
+        (toy, (), 2),  # of no more than rl.microbatch_tokens
+        (wide, fewer, 20),
+        (toy, fewer, 20),
+        (padded, (), 2),
+    ):
+        found = seconds(shape, *steps, *overrides)["rl"]["beside computing"]
+        assert found == pytest.approx(3 * (UPDATE_S + microbatches * MICROBATCH_S))
+
+
+def test_sfts_microbatches_hold_what_is_enough(toy: ModelShape) -> None:
+    """128 rows of 20 tokens: two full microbatches and half a one, of 1,024 tokens."""
+    shapes = ModelShapes(policy=toy, behavior={"*": toy})
+    work = dataclasses.replace(WORK, num_rows=128)
+    config = run("sft.global_batch_size=128", "sft.num_epochs=1")
+    (sft,) = (each for each in plan_durations(config, shapes, PACE, work) if each.phase == "sft")
+    parts = {part.name: part.seconds for part in sft.parts}
+    assert parts["beside computing"] == pytest.approx(UPDATE_S + 3 * MICROBATCH_S)
 
 
 def test_a_control_of_the_step_is_a_pass_more(toy: ModelShape) -> None:
