@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from pear_ray.engines.own_backward import has_own_backward
+
 NAME = "apply_rotary_pos_emb"  # in the modelling code of every family that has it
 TAKES = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -58,7 +60,7 @@ def _turned(
 
 
 def _own(theirs: Rotate) -> Rotate:
-    """Ours in place of `theirs`; in other dtypes, and compiled, it goes on as it was."""
+    """Ours in place of `theirs`, which goes on as it was where ours does not compute."""
 
     @functools.wraps(theirs)
     def rotate(
@@ -68,8 +70,7 @@ def _own(theirs: Rotate) -> Rotate:
         sin: torch.Tensor,
         unsqueeze_dim: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        in_float32 = all(each.dtype is torch.float32 for each in (q, k, cos, sin))
-        if not in_float32 or torch.compiler.is_compiling():
+        if not has_own_backward(q, k, cos, sin):
             return theirs(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)
