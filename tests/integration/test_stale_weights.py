@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from pear_ray.embedded.paths import embedded_path
 from pear_ray.engines import weights
 from pear_ray.engines.policy import Policy
-from pear_ray.engines.vllm import held
+from pear_ray.engines.vllm import direct, held
 from pear_ray.engines.vllm.weights import InProcessReceiver
 from pear_ray.errors import WeightSyncError
 
@@ -113,9 +113,13 @@ def test_a_stale_merged_weight_fails_the_same_step(
 def test_a_head_packed_before_the_sync_is_stale(
     start_grpo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine stores the new embedding and computes logits with its packed copy of the old."""
+    """The engine stores the new embedding and computes logits with its turned copy of the old."""
     worker = start_grpo(prompts_per_step=2, group_size=4, max_tokens=16)
-    monkeypatch.setattr("pear_ray.engines.vllm.weights.repack_heads", lambda before: None)
+    write = direct.write
+    monkeypatch.setattr(
+        "pear_ray.engines.vllm.weights.write",
+        lambda into, tensors: write({name: views[:1] for name, views in into.items()}, tensors),
+    )
     with pytest.raises(WeightSyncError, match=r"another model\.embed_tokens\.weight"):
         worker.step(0)
 
@@ -206,6 +210,56 @@ def test_every_parameter_is_seen_and_no_sync_is_taken_for_stale(
     (unseen,) = other_engine.llm.apply_model(lambda model: held.unseen(model, names, sent))
     assert unseen == []
     assert len(sent.seen) == len(names) == 27
+
+
+def receiver_of(engine: Any) -> InProcessReceiver:
+    return engine.llm.llm_engine.model_executor.driver_worker.worker.weight_transfer_engine
+
+
+def test_what_is_written_in_place_is_what_a_reload_makes(other_engine: Any, qwen2: Path) -> None:
+    """To the bit, after several syncs; where vLLM packs (bfloat16), every sync is a reload."""
+    policy, receiver = policy_of(qwen2), receiver_of(other_engine)
+    sender = other_engine.weight_sender(policy)
+    assert receiver._destinations is None
+    sender.publish_weights()
+    in_float32 = other_engine.spec.dtype == "float32"
+    assert (receiver._destinations is not None) == in_float32
+    for _ in range(3):
+        learn(policy, rate=1e-2)
+        assert sender.publish_weights() == []
+    written = other_engine.score([[*range(5, 60)], [*range(90, 60, -1)]])
+    other_engine.weight_sender(policy).publish_weights()  # its first: a reload
+    reloaded = other_engine.score([[*range(5, 60)], [*range(90, 60, -1)]])
+    for found, wanted in zip(written, reloaded, strict=True):
+        assert found.tolist() == wanted.tolist()
+
+
+def test_a_model_that_cannot_be_written_is_not(other_engine: Any, qwen2: Path) -> None:
+    """Of a parameter that is not read back, or that is at no place of its own."""
+    sender = other_engine.weight_sender(policy_of(qwen2))
+    sender.publish_weights()
+    sent = sender._sender.sent
+
+    def can_be_written() -> bool:
+        (found,) = other_engine.llm.apply_model(
+            lambda model: direct.find_destinations(model, sent) is not None
+        )
+        return found
+
+    assert can_be_written() == (other_engine.spec.dtype == "float32")
+    sent.note(["model.layers.0.conv.weight"], [torch.zeros(2, 1, 4)])
+    assert not can_be_written()
+    sent.not_seen.clear()
+    sent.note(["model.layers.0.other.bias"], [torch.zeros(2)])
+    assert not can_be_written()
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    into = {"weight": [torch.zeros(4, 3)]}
+    direct.write(into, [("weight", torch.ones(3, 3))])  # the last row pads a vocabulary
+    assert into["weight"][0].sum() == 9
+    with pytest.raises(WeightSyncError, match=r"weight is \(1, 2\) and the engine's is \(1, 3\)"):
+        direct.write(into, [("weight", torch.ones(1, 2))])
 
 
 def test_what_an_engine_may_round_a_parameter_to() -> None:

@@ -57,12 +57,25 @@ def choose_product(layer: Any, remove_weight: bool) -> None:  # noqa: FBT001 - v
     if not is_narrow or weight.ndim != 2 or not torch.backends.mkl.is_available():  # noqa: PLR2004
         _vllms_choice(layer, remove_weight)
         return
-    turned = weight.detach().t().contiguous()  # [input, output]
-
-    def product(x: torch.Tensor, _: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        found = x @ turned
-        return found if bias is None else found.add_(bias)
-
-    layer.cpu_linear = product
+    layer.cpu_linear = _Product(weight.detach().t().contiguous())
     if remove_weight:
         layer.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+class _Product:
+    """What a layer computes with, in place of vLLM's packed weight; `turned` is [input, output]."""
+
+    def __init__(self, turned: torch.Tensor) -> None:
+        self.turned = turned
+
+    def __call__(
+        self, x: torch.Tensor, _: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        found = x @ self.turned
+        return found if bias is None else found.add_(bias)
+
+
+def turned_weight(layer: Any) -> torch.Tensor | None:
+    """The weight that a narrow layer computes with, [input, output]; None of other layers."""
+    product = layer.cpu_linear
+    return product.turned if isinstance(product, _Product) else None

@@ -28,21 +28,25 @@ class SentWeights:
     Attributes:
         seen: By Hugging Face name, a vector whole, of a matrix [output, column]. Copies.
         columns: By the name of a matrix, which of its columns those are.
+        not_seen: Names of what was sent besides: tensors of three and more dimensions.
     """
 
     def __init__(self, *, sync: int) -> None:
         self._sync = sync
         self.seen: dict[str, torch.Tensor] = {}
         self.columns: dict[str, list[int]] = {}
+        self.not_seen: list[str] = []
 
     def note(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
-        """Take down full tensors as they are sent; those of three and more dimensions are not."""
+        """Take down full tensors as they are sent."""
         for name, tensor in zip(names, tensors, strict=True):
             if tensor.ndim == 1:
                 self.seen[name] = tensor.clone()
             elif tensor.ndim == 2:  # noqa: PLR2004 - a matrix
                 self.columns[name] = columns_of(tensor.shape[1], sync=self._sync)
                 self.seen[name] = tensor[:, self.columns[name]]
+            else:
+                self.not_seen.append(name)
 
 
 def columns_of(width: int, *, sync: int) -> list[int]:
@@ -94,14 +98,25 @@ def _readings(
     model: nn.Module, name: str, sent: SentWeights, products: Products
 ) -> Iterator[torch.Tensor]:
     """All that the engine holds of the parameter `name`: stored, packed, and as a tied head."""
-    places = [_place(model, name)]
-    head = _place(model, HEAD)
-    if places[0] and head and HEAD not in sent.seen and _is_embedding(places[0][0]):
-        places.append(head)  # tied: vLLM has a second layer on the same parameter
-    for place in places:
-        if place is not None:
-            columns = sent.columns.get(name, [0])
-            yield from _readings_of(*place, columns=columns, products=products)
+    columns = sent.columns.get(name, [0])
+    for place in places_of(model, name, sent):
+        yield from _readings_of(*place, columns=columns, products=products)
+
+
+def places_of(model: nn.Module, name: str, sent: SentWeights) -> list[Place]:
+    """Where vLLM's model has the parameter `name`: layer, rows and attribute, and a tied head's.
+
+    Args:
+        model: vLLM's.
+        name: As in a model's file.
+        sent: All that is sent to it.
+    """
+    place, head = _place(model, name), _place(model, HEAD)
+    if place is None:
+        return []
+    if head and HEAD not in sent.seen and _is_embedding(place[0]):
+        return [place, head]  # tied: vLLM has a second layer on the same parameter
+    return [place]
 
 
 def _readings_of(

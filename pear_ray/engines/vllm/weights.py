@@ -33,6 +33,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from pear_ray.engines.policy import Policy
+from pear_ray.engines.vllm.direct import Destinations, find_destinations, write
 from pear_ray.engines.vllm.held import SentWeights, differing
 from pear_ray.engines.vllm.spec import GATHERED_BYTES
 from pear_ray.errors import WeightSyncError
@@ -53,16 +54,28 @@ class InProcessUpdate(WeightTransferUpdateInfo):
 
 
 class InProcessReceiver(WeightTransferEngine[InProcessInit, InProcessUpdate]):
-    """vLLM's end: loads buckets layer by layer as if from a checkpoint."""
+    """vLLM's end: loads buckets layer by layer as if from a checkpoint, or writes them in place."""
 
     init_info_cls = InProcessInit
     update_info_cls = InProcessUpdate
+    _destinations: Destinations | None = None
 
-    def init_transfer_engine(self, init_info: InProcessInit) -> None:
-        """Nothing to open."""
+    def write_from_now_on(self, sent: SentWeights) -> None:
+        """Write later updates where this one, found as it was `sent`, is; on CPUs, if that can be.
+
+        On CUDA a sync is bound by its bytes.
+        """
+        if self.device.type == "cpu":
+            self._destinations = find_destinations(self.model, sent)
+
+    def init_transfer_engine(self, init_info: InProcessInit) -> None:  # noqa: ARG002 - vLLM's
+        """Nothing to open; a sender's first update goes vLLM's way."""
+        self._destinations = None
 
     def start_weight_update(self) -> None:
         """Make the model ready to be loaded again."""
+        if self._destinations is not None:
+            return
         self._packed = packed_heads(self.model)
         initialize_layerwise_reload(self.model)
 
@@ -75,10 +88,15 @@ class InProcessReceiver(WeightTransferEngine[InProcessInit, InProcessUpdate]):
 
     def receive_weights(self, update_info: InProcessUpdate) -> None:
         """Load the tensors of one bucket into the model."""
-        self.model.load_weights(update_info.tensors)
+        if self._destinations is None:
+            self.model.load_weights(update_info.tensors)
+        else:
+            write(self._destinations, update_info.tensors)
 
     def finish_weight_update(self) -> None:
         """Finish the layers, and rebuild what layerwise loading leaves stale."""
+        if self._destinations is not None:
+            return
         finalize_layerwise_reload(self.model, self.model_config)
         repack_heads(self._packed)
 
@@ -327,6 +345,10 @@ class WeightSender:
             return []
         sent, dtype = self._sender.sent, self._llm.model_config.dtype
         (found,) = self._llm.apply_model(lambda model: differing(model, sent, dtype=dtype))
+        if not found and self._sender.num_syncs == 1:
+            self._llm.collective_rpc(
+                lambda worker: worker.weight_transfer_engine.write_from_now_on(sent)
+            )
         return found
 
 
