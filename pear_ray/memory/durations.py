@@ -29,10 +29,10 @@ ROWS_WITHOUT_NUMBER = 1000  # what is planned of a corpus that nobody has counte
 # Measured on the demo, on two CPU cores (docs/planning.md): what its stages took but for sampling
 # and training, which is to start processes and engines. A GPU's engine takes longer: it captures
 # graphs.
-START_S = {"collect": 24.0, "score": 18.0, "sft": 24.0, "rl": 32.0, "evaluate": 24.0}
+START_S = {"collect": 10.0, "score": 12.0, "sft": 16.0, "rl": 24.0, "evaluate": 14.0}
 # From the same run, beside computing: a decoding step of all sequences (of vLLM), a training step
 # (of rewards, checks, weight sync and logs), and each of a rank's microbatches (of PyTorch).
-DECODE_STEP_S = 0.01
+DECODE_STEP_S = 0.006
 UPDATE_S = 0.05
 MICROBATCH_S = 0.06
 
