@@ -4,7 +4,7 @@ It leaves norms to torch.compile. Uncompiled they are six operations of PyTorch 
 fourteenth of an RL step of the 0.3M student; it has a C kernel for them that it does not call on
 x86. (Its kernel for SwiGLU's activation takes twice as long as the two operations that it would
 stand for.) And it packs weights for oneDNN, whose product of 64 tokens with a small weight takes
-1.1 to 1.4 times as long as MKL's, and whose packing is a tenth of a weight sync.
+1.1 to 2 times as long as MKL's, and whose packing is a tenth of a weight sync.
 """
 
 from typing import Any
