@@ -114,8 +114,9 @@ def places_of(model: nn.Module, name: str, sent: SentWeights) -> list[Place]:
     place, head = _place(model, name), _place(model, HEAD)
     if place is None:
         return []
-    if head and HEAD not in sent.seen and _is_embedding(place[0]):
-        return [place, head]  # tied: vLLM has a second layer on the same parameter
+    is_tied = head is not None and HEAD not in sent.seen and _is_embedding(place[0])
+    if is_tied and head[0] is not place[0]:
+        return [place, head]  # vLLM has a second layer on the same parameter
     return [place]
 
 
